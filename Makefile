@@ -1,0 +1,30 @@
+# Needs python3 (3.11 or newer) and make; everything else goes into .venv on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: reproduce test lab clean
+
+reproduce: .venv/ready      ## every figure and table of the micro profile
+	$(BIN)/liftlab run --profile micro
+
+test: .venv/ready           ## formatting, lint and the whole test suite
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/python -m pytest
+
+lab: .venv/lab              ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+.venv/ready: pyproject.toml requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "liftlab needs Python 3.11 or newer, this is " + sys.version)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+.venv/lab: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[lab]'
+	touch $@
+
+clean:
+	rm -rf .venv

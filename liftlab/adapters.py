@@ -1,0 +1,105 @@
+"""Adapters by name, attached to a base model and taken off again without a trace.
+
+LoRA and PiSSA are peft's. "full" trains every weight; it has no PEFT form and is kept as a full set of weights.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
+
+import peft
+import torch
+
+State = dict[str, torch.Tensor]
+LORA_LIKE = ("lora", "pissa")
+NAMES = (*LORA_LIKE, "full")
+
+
+def check_name(adapter: str) -> None:
+    """ValueError for an adapter that liftlab cannot train, with the ones it can."""
+    if adapter not in NAMES:
+        raise ValueError(f"adapter {adapter!r} is not available: choose one of {', '.join(NAMES)}")
+
+
+def config(adapter: str, rank: int, alpha: float, target_modules: str | tuple[str, ...]) -> peft.PeftConfig | None:
+    """The PEFT config of an adapter, None for "full". `target_modules` is "all-linear" or the projections' names."""
+    check_name(adapter)
+    if adapter == "full":
+        return None
+    return peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
+        init_lora_weights="pissa" if adapter == "pissa" else True,
+    )
+
+
+@contextmanager
+def attached(model: torch.nn.Module, adapter: peft.PeftConfig | None, state: State | None = None) -> Iterator:
+    """`model` with the adapter on it (fresh, or with the weights of `state`), trainable; bit for bit itself afterwards.
+
+    Yields the model to train or ask: a PeftModel, or `model` itself for full fine-tuning (`adapter` is None).
+    """
+    # PiSSA and full fine-tuning write into the base weights: keep a copy of what they may change
+    changes_base = adapter is None or adapter.init_lora_weights == "pissa"
+    before = {k: v.detach().clone() for k, v in model.state_dict().items()} if changes_base else {}
+    wrapped = model if adapter is None else _wrap(model, adapter)
+    try:
+        if adapter is None:
+            model.requires_grad_(True)
+        if state is not None:
+            _load(wrapped, state)
+        yield wrapped
+    finally:
+        if adapter is not None:
+            wrapped.unload()
+            model.__dict__.pop("peft_config", None)
+        if before:
+            model.load_state_dict(before)
+        model.requires_grad_(False)
+        model.zero_grad(set_to_none=True)
+        model.eval()
+
+
+def _wrap(model: torch.nn.Module, adapter: peft.PeftConfig) -> peft.PeftModel:
+    with warnings.catch_warnings():  # peft 0.21 asks transformers 5.2x for an attribute that was renamed
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        return peft.get_peft_model(model, adapter)
+
+
+def _load(wrapped, state: State) -> None:
+    if not isinstance(wrapped, peft.PeftModel):
+        wrapped.load_state_dict(state, strict=True)
+        return
+    problems = peft.set_peft_model_state_dict(wrapped, state)
+    if problems.unexpected_keys:
+        raise ValueError(f"the adapter holds weights the base model has no place for: {problems.unexpected_keys[:3]}")
+
+
+def trained_state(wrapped) -> tuple[peft.PeftConfig | None, State]:
+    """The adapter's config and its weights, on the CPU, as they apply to the unchanged base model."""
+    if not isinstance(wrapped, peft.PeftModel):
+        return None, {k: v.detach().cpu().clone() for k, v in wrapped.state_dict().items()}
+    return wrapped.peft_config["default"], {
+        k: v.detach().cpu().clone() for k, v in peft.get_peft_model_state_dict(wrapped).items()
+    }
+
+
+def as_plain_lora(config: peft.LoraConfig, start: State, end: State) -> tuple[peft.LoraConfig, State]:
+    """A trained PiSSA adapter as a LoRA of twice the rank on the unchanged base: B A - B0 A0 = [B, -B0] [A; A0].
+
+    `start`, `end`: the adapter's weights before and after training; lora_A (rank, in), lora_B (out, rank).
+    Source: PiSSA, https://arxiv.org/abs/2404.02948, appendix "equivalent LoRA".
+    """
+    state = {
+        key: torch.cat([value, start[key]] if "lora_A" in key else [value, -start[key]], dim=int("lora_B" in key))
+        for key, value in end.items()
+    }
+    doubled = copy(config)
+    doubled.r, doubled.lora_alpha, doubled.init_lora_weights = 2 * config.r, 2 * config.lora_alpha, True
+    return doubled, state

@@ -1,0 +1,137 @@
+"""The cell cache: a study's grid, one file a cell, so that a killed run goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from liftlab import records
+
+Settings = dict[str, Any]  # JSON values only
+Facts = dict[str, Any] | Callable[[], dict[str, Any]]
+
+
+class CellError(ValueError):
+    """The grid or the list of compute modules cannot be turned into cells."""
+
+
+def run(
+    name: str,
+    cell: Callable[..., pd.DataFrame],
+    grid: list[Settings],
+    folder: Path,
+    modules: Sequence[str],
+    facts: Facts,
+    data: Sequence[Path] = (),
+) -> pd.DataFrame:
+    """The records of `cell(**settings)` for every settings of `grid`, joined in grid order; written to folder/name.csv.
+
+    A cell is computed unless folder/name/KEY.csv is whole. KEY covers the study's name, the settings, the source of
+    `modules` (import names; a package counts its __init__ only) and the bytes of the `data` files that they read.
+    `facts` go into the provenance; where callable, they are asked for once, after the first computed cell.
+    """
+    folder = Path(folder)
+    keys = _keys(name, grid, _fingerprint(modules, data))
+    files = {key: folder / name / f"{key}.csv" for key in keys}
+    known: dict[str, Any] = {}
+    for key, settings in tqdm(zip(keys, grid, strict=True), desc=name, total=len(grid), unit="cell", file=sys.stderr):
+        if not _is_whole(files[key]):
+            frame = _computed(cell, settings)
+            known = known or _known(facts)
+            made_with = records.provenance(study=name, settings=settings, key=key, **known)
+            records.write(frame, files[key], made_with)
+    return _joined(name, grid, files, folder / f"{name}.csv")
+
+
+def _keys(name: str, grid: list[Settings], fingerprint: str) -> list[str]:
+    """One key per settings, 16 hexadecimal digits; CellError for an empty grid or settings that come twice."""
+    if not grid:
+        raise CellError(f"study {name!r} has an empty grid: give at least one settings dict")
+    keys: list[str] = []
+    for settings in grid:
+        _require_json(settings, "settings")
+        canonical = json.dumps([name, settings, fingerprint], sort_keys=True, separators=(",", ":"))
+        keys.append(hashlib.sha256(canonical.encode("utf-8")).hexdigest()[:16])
+        if keys[-1] in keys[:-1]:
+            raise CellError(f"study {name!r} has settings {settings} twice in its grid: list each once")
+    return keys
+
+
+def _require_json(value: Any, where: str) -> None:
+    """CellError unless `value` is made of JSON values: a tuple, an array or NaN would not come back as it went."""
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        for key, item in value.items():
+            _require_json(item, f"{where}[{key!r}]")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _require_json(item, f"{where}[{index}]")
+    elif type(value) not in (str, int, bool, float, type(None)) or (type(value) is float and not math.isfinite(value)):
+        raise CellError(
+            f"{where} = {value!r} ({type(value).__name__}) is not a JSON value: "
+            "use text, finite numbers, true/false, None, lists and dicts with text keys"
+        )
+
+
+def _fingerprint(modules: Sequence[str], data: Sequence[Path]) -> str:
+    """One hash of the sources and data files that decide a cell's result; modules are found, not imported."""
+    digest = hashlib.sha256()
+    for label, path in [(module, _source(module)) for module in sorted(modules)] + [
+        (p.name, p) for p in map(Path, data)
+    ]:
+        digest.update(label.encode("utf-8") + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _source(module: str) -> Path:
+    try:
+        spec = find_spec(module)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or not spec.has_location:
+        raise CellError(f"compute module {module!r} has no source file: give import names such as 'liftlab.lifting'")
+    return Path(spec.origin)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the cell file exists and matches its checksum; a damaged one is named on stderr and will be redone."""
+    if not path.exists():
+        return False
+    try:
+        records.read(path)
+    except records.RecordError as error:
+        tqdm.write(f"warning: cell {path} is damaged and will be computed again ({error})", file=sys.stderr)
+        return False
+    return True
+
+
+def _computed(cell: Callable[..., pd.DataFrame], settings: Settings) -> pd.DataFrame:
+    frame = cell(**settings)
+    try:
+        return records.check(frame)
+    except records.RecordError as error:
+        raise records.RecordError(f"cell {settings}: {error}") from error
+
+
+def _known(facts: Facts) -> dict[str, Any]:
+    return facts() if callable(facts) else facts
+
+
+def _joined(name: str, grid: list[Settings], files: dict[str, Path], path: Path) -> pd.DataFrame:
+    """The cells' tables under each other, as read back from disk, so that a resumed run equals an unbroken one."""
+    cells = [records.read(file) for file in files.values()]
+    made_with: list[dict[str, Any]] = []  # distinct: cells may come from several runs, machines, commits
+    for _, provenance in cells:
+        made = {fact: value for fact, value in provenance.items() if fact not in ("settings", "key")}
+        made_with += [made] if made not in made_with else []
+    frame = pd.concat([frame for frame, _ in cells], ignore_index=True)
+    records.write(frame, path, {"study": name, "grid": grid, "keys": list(files), "made_with": made_with})
+    return records.read(path)[0]

@@ -1,0 +1,166 @@
+"""From a document to training examples: token ids and labels; a tokenizer is needed, no model.
+
+Segments follow the paper (section "Method", "Segments"): length l, offset s, starts every s tokens until the document
+ends, title and newline once before the document, no BOS or EOS, no chat template.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from liftlab.documents import Document
+from liftlab.prompts import PromptStyle, encode_prompt, put
+
+IGNORED = -100  # the label of a token that carries no loss
+RECITE = (
+    "Given above context, please recite following segment of the context: \n\n\n"  # 2502.14644v1-v3, contextualized
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training sequence: `ids[t]` is predicted from `ids[:t]` where `labels[t]` is not IGNORED.
+
+    `kind` is "segment" or "pair".
+    """
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    kind: str
+
+    @property
+    def scored_tokens(self) -> int:
+        """Tokens that carry loss; the first token of a sequence is never predicted."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An auxiliary question-answer pair about the document, trained on beside the segments."""
+
+    question: str
+    answer: str
+
+
+def segment_spans(tokens: int, segment_tokens: int, offset_tokens: int) -> list[tuple[int, int]]:
+    """(start, end) of every segment of a document of `tokens` tokens, end exclusive; the last ones may be short."""
+    if segment_tokens < 2:
+        raise ValueError(f"segment_tokens = {segment_tokens}: a segment needs at least 2 tokens")
+    if not 1 <= offset_tokens <= segment_tokens:
+        raise ValueError(
+            f"offset_tokens = {offset_tokens} with segment_tokens = {segment_tokens}: the offset lies in 1..segment_tokens, "
+            "or tokens between two segments would never be trained on"
+        )
+    return [(start, min(start + segment_tokens, tokens)) for start in range(0, tokens, offset_tokens)]
+
+
+def document_ids(tokenizer, document: Document) -> list[int]:
+    """The ids that segments are cut from: title and newline once, then the text; no BOS or EOS."""
+    text = f"{document.title}\n{document.text}" if document.title else document.text
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)[
+        "input_ids"
+    ]  # longer than the window, and meant to be
+    if len(ids) < 2:
+        raise ValueError(
+            f"document {document.name!r} has {len(ids)} token(s): nothing to predict, give a longer document"
+        )
+    return ids
+
+
+def segments(tokenizer, document: Document, segment_tokens: int, offset_tokens: int) -> list[Example]:
+    """Overlapping plain segments, every token a label. A document shorter than one segment is one short segment."""
+    ids = document_ids(tokenizer, document)
+    cut = [tuple(ids[start:end]) for start, end in segment_spans(len(ids), segment_tokens, offset_tokens)]
+    return [Example(piece, piece, "segment") for piece in cut if len(piece) > 1]  # one token alone predicts nothing
+
+
+def contextualized_segments(
+    tokenizer, document: Document, segment_tokens: int, offset_tokens: int, context_tokens: int, seed: int
+) -> list[Example]:
+    """Segments predicted from a piece of the document: front + "..." + back + instruction + segment, loss on the segment.
+
+    The front's length is drawn from 0..context_tokens-1 and taken at a random place in the first `context_tokens` tokens,
+    the rest at a random place in the last `context_tokens`; drawn once a segment (2502.14644v1-v3).
+    """
+    if context_tokens < 1:
+        raise ValueError(
+            f"context_tokens = {context_tokens}: contextualized training needs at least 1 token of context"
+        )
+    ids, rng = document_ids(tokenizer, document), random.Random(f"contextualized {seed}")
+    dots, recite = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("...", RECITE))
+    context_tokens = min(context_tokens, len(ids))
+    made = []
+    for start, end in segment_spans(len(ids), segment_tokens, offset_tokens):
+        front = rng.randrange(context_tokens)
+        head = _piece(rng, ids[:context_tokens], front)
+        tail = _piece(rng, ids[-context_tokens:], context_tokens - front)
+        prompt = (*head, *dots, *tail, *recite)
+        piece = tuple(ids[start:end])
+        made.append(Example((*prompt, *piece), (IGNORED,) * len(prompt) + piece, "segment"))
+    return made
+
+
+def _piece(rng: random.Random, ids: list[int], length: int) -> list[int]:
+    start = rng.randint(0, len(ids) - length)
+    return ids[start : start + length]
+
+
+def end_of_turn(tokenizer) -> int:
+    """The token with which the chat template ends an assistant's turn, as the template itself writes it."""
+    turn = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "ANSWER"}]
+    rendered = tokenizer.apply_chat_template(turn, tokenize=False)
+    after = rendered[rendered.rindex("ANSWER") + len("ANSWER") :]
+    ids = tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"]
+    return ids[0] if ids else tokenizer.eos_token_id
+
+
+def pair_examples(
+    tokenizer, document: Document, pairs: Iterable[Pair], style: PromptStyle, context: str, window: int
+) -> list[Example]:
+    """Each pair as it will be asked: prompt under `style` and `context`, loss on the answer (and its end of turn in chat)."""
+    end = [end_of_turn(tokenizer)] if style.chat else []
+    made = []
+    for pair in pairs:
+        answer = [*tokenizer(pair.answer, add_special_tokens=False)["input_ids"], *end]
+        if context == "none":
+            prompt = encode_prompt(tokenizer, style.text(pair.question, document.title), style)
+        else:
+            prompt = put(tokenizer, document, pair.question, context, window, len(answer), style)
+        if prompt is None or len(prompt) + len(answer) > window:
+            raise ValueError(
+                f"the pair {pair.question[:60]!r} does not fit a window of {window} tokens: shorten or drop it"
+            )
+        made.append(Example((*prompt, *answer), (IGNORED,) * len(prompt) + tuple(answer), "pair"))
+    return made
+
+
+def known_pairs(document: Document) -> list[Pair]:
+    """The document's own one-hop facts as pairs, in trained wordings only."""
+    return [Pair(question.text, question.answer) for question in document.asked("trained")]
+
+
+def read_pairs(path: str | Path) -> list[Pair]:
+    """Pairs from a JSONL file with "question" and "answer" a line. Errors name file and line; nothing is skipped."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such pairs file: {path}: give a JSONL file with a question and an answer a line")
+    lines = enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1)
+    pairs = [_pair(line, f"{path}:{number}") for number, line in lines if line.strip()]
+    if not pairs:
+        raise ValueError(f"pairs file {path} is empty: give at least one line with a question and an answer")
+    return pairs
+
+
+def _pair(line: str, place: str) -> Pair:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is not JSON ({error.msg}): one object a line is needed") from error
+    fields: Sequence = [row.get(key) if isinstance(row, dict) else None for key in ("question", "answer")]
+    if not all(isinstance(field, str) and field.strip() for field in fields):
+        raise ValueError(f'{place} needs "question" and "answer", both non-empty strings')
+    return Pair(*fields)

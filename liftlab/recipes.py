@@ -1,0 +1,136 @@
+"""How a document is lifted: the frozen, checked settings, and the published ones by name."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from importlib.resources import files
+
+import yaml
+
+from liftlab.prompts import CONTEXTS, STYLES
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of one lift. Two stages share one optimizer: segments alone, then segments and auxiliary pairs mixed.
+
+    The published values are in paper/recipes.yaml; `Recipe.preset(name)` gives one, `replace(recipe, field=...)` varies it.
+    """
+
+    adapter: str = "lora"  # lora, pissa, full; gated_memory is named by published recipes
+    rank: int = 16
+    alpha: float = 32.0
+    target_modules: str | tuple[str, ...] = "all-linear"  # or the projections' names
+    learning_rate: float = 1e-4
+    segment_tokens: int = 2048
+    offset_tokens: int = 768
+    contextualized: bool = False  # predict each segment from a piece of the document
+    context_tokens: int = 4096  # length of that piece
+    segment_epochs: int = 3  # stage 1
+    mixed_epochs: int = 5  # stage 2
+    segments_in_mixed: bool = True  # False: stage 2 trains on the pairs alone
+    pair_context: str = "none"  # what of the document stands in a pair's prompt: none, truncated, full
+    pair_weight: float = 1.0  # gamma of 2412.13626: weight of a pair's token against a segment's
+    style: str = "plain"  # prompt style of the pairs
+    step: str = "epoch"  # one optimizer step per "epoch" or per "batch"
+    batch_tokens: int = 4096  # padded tokens of one forward pass, at most (one example may exceed it)
+    batch_examples: int | None = None  # examples of one forward pass, at most
+    warmup_steps: int = 0
+    schedule: str = "constant"  # or "linear": falls to 0 at the last step
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    gradient_checkpointing: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("target_modules", "betas"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, (fits, bound) in _BOUNDS.items():
+            value = getattr(self, name)
+            if not fits(value):
+                raise ValueError(f"recipe: {name} = {value!r}: must be {bound}")
+        if self.offset_tokens > self.segment_tokens:
+            raise ValueError(
+                f"recipe: offset_tokens = {self.offset_tokens} is larger than segment_tokens = {self.segment_tokens}, "
+                "so tokens between two segments would never be trained on: make it at most segment_tokens"
+            )
+        if self.segment_epochs + self.mixed_epochs == 0:
+            raise ValueError("recipe: segment_epochs and mixed_epochs are both 0: nothing would be trained, raise one")
+
+    @classmethod
+    def preset(cls, name: str, **changes) -> Recipe:
+        """The recipe called `name` in paper/recipes.yaml, with `changes`; ValueError lists the known names or fields."""
+        known = presets()
+        if name not in known:
+            raise ValueError(f"recipe {name!r} is unknown: choose one of {', '.join(known)}")
+        unknown = set(changes) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(
+                f"recipe has no field {sorted(unknown)[0]!r}: choose among {', '.join(asdict(known[name]))}"
+            )
+        return replace(known[name], **changes)
+
+    def as_dict(self) -> dict:
+        """JSON values only, for records and adapters on disk."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+@cache
+def presets() -> dict[str, Recipe]:
+    """Every named recipe."""
+    raw = yaml.safe_load(files("liftlab").joinpath("paper/recipes.yaml").read_text("utf-8"))["recipes"]
+    return {name: Recipe(**settings) for name, settings in raw.items()}
+
+
+def _whole(low: int):
+    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low, f"a whole number, at least {low}"
+
+
+def _number(low: float, strict: bool = False, high: float = float("inf")):
+    fits = lambda v: (  # noqa: E731
+        isinstance(v, int | float) and not isinstance(v, bool) and (low < v if strict else low <= v) and v < high
+    )
+    return fits, f"a number {'above' if strict else 'at least'} {low:g}" + (
+        f" and below {high:g}" if high < 1e9 else ""
+    )
+
+
+def _one_of(*values):
+    return lambda v: v in values, f"one of {', '.join(map(str, values))}"
+
+
+_BOUNDS = {
+    "adapter": _one_of("lora", "pissa", "full", "gated_memory"),
+    "rank": _whole(1),
+    "alpha": _number(0, strict=True),
+    "target_modules": (
+        lambda v: v == "all-linear" or (isinstance(v, tuple) and v),
+        '"all-linear" or a list of module names',
+    ),
+    "learning_rate": _number(0, strict=True),
+    "segment_tokens": _whole(2),
+    "offset_tokens": _whole(1),
+    "contextualized": _one_of(True, False),
+    "context_tokens": _whole(1),
+    "segment_epochs": _whole(0),
+    "mixed_epochs": _whole(0),
+    "segments_in_mixed": _one_of(True, False),
+    "pair_context": _one_of(*CONTEXTS),
+    "pair_weight": _number(0),
+    "style": _one_of(*STYLES),
+    "step": _one_of("epoch", "batch"),
+    "batch_tokens": _whole(2),
+    "batch_examples": (lambda v: v is None or _whole(1)[0](v), "a whole number, at least 1, or nothing"),
+    "warmup_steps": _whole(0),
+    "schedule": _one_of("constant", "linear"),
+    "betas": (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "two numbers in 0..1 (1 excluded)"),
+    "epsilon": _number(0, strict=True),
+    "weight_decay": _number(0),
+    "clip_norm": _number(0, strict=True),
+    "gradient_checkpointing": _one_of(True, False),
+    "seed": _whole(0),
+}

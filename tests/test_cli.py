@@ -1,0 +1,145 @@
+import subprocess
+import sys
+
+import pytest
+from test_plots import lift_records
+from test_runner import root, write  # noqa: F401
+
+from liftlab import cli, plots, records, runner
+
+
+@pytest.fixture
+def repository(root, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("COLUMNS", "200")
+    return root
+
+
+@pytest.fixture
+def call(repository, monkeypatch, capsys):
+    """liftlab as a user calls it: exit code, stdout, stderr."""
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["liftlab", *words])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        return left.value.code, *capsys.readouterr()
+
+    return command
+
+
+def keep_records(root, profile="micro", name="lift_vs_icl"):  # noqa: F811
+    return records.write(lift_records(), root / f"papermill_runs/{profile}/records/{name}.csv", {})
+
+
+def test_list_tells_question_source_profiles_and_last_run(call):
+    code, out, err = call("list")
+    assert (code, err) == (0, "")
+    assert "What does a ask?" in out and "Table 1" in out and "paper: never run" in out
+
+
+def test_version_and_help(call):
+    assert call("--version")[:2] == (0, "liftlab 0.1.0\n")
+    for words in ([], ["--help"]):
+        code, out, _ = call(*words)
+        assert code == 0 and "figures" in out and "list" in out
+
+
+def test_figures_redraws_every_known_table_of_the_profile(call, repository):
+    path = keep_records(repository)
+    keep_records(repository, name="something_else")
+    code, out, err = call("figures")
+    assert (code, out) == (0, "figures/micro/lift_vs_icl.png .svg .csv\n")
+    assert err == "no drawing for papermill_runs/micro/records/something_else.csv\n"
+    plots.save("lift_vs_icl", records.read(path)[0], repository / "direct")
+    for ending in ("png", "svg", "csv"):
+        drawn = (repository / f"figures/micro/lift_vs_icl.{ending}").read_bytes()
+        assert drawn == (repository / f"direct/lift_vs_icl.{ending}").read_bytes()
+
+
+def test_figures_and_list_import_no_torch(repository):
+    """As a program, warnings being errors: what a paper's figures need is neither torch nor a GPU."""
+    keep_records(repository)
+    source = """
+import sys
+from liftlab import cli
+sys.argv = ["liftlab", WORD]
+try:
+    cli.main()
+except SystemExit as left:
+    sys.exit(left.code or sorted({"torch", "transformers", "peft"} & set(sys.modules)) or 0)
+"""
+    for word in ("figures", "list"):
+        program = [sys.executable, "-W", "error", "-c", source.replace("WORD", repr(word))]
+        done = subprocess.run(program, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "b", "--set", "sedes=3"], "did you mean 'seeds'?; valid: seeds (list of int)"),
+        (["run", "b", "--set", "seeds=abc"], "must be list of int"),
+        (["run", "b", "--set", "seeds"], "not of the form key=value"),
+        (["run", "c"], "no notebook is called 'c'"),
+        (["run", "--profile", "empty"], "runs no notebook"),
+        (["run", "--profile", "mirco"], "did you mean 'micro'?"),
+        (["figures"], "profile 'micro' has no records to draw"),
+        (["figures", "--profile", "mirco"], "did you mean 'micro'?"),
+        (["figures", "--nonsense"], "--nonsense"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(call, repository, monkeypatch, words, message):
+    (repository / "papermill_runs/empty").mkdir()
+    monkeypatch.setattr(runner, "_execute", lambda *_: pytest.fail("a kernel would have started"))
+    code, out, err = call(*words)
+    assert (code, out) == (2, "")
+    assert message in err and err.count("\n") == 1 and err.startswith("liftlab: ")
+
+
+def test_outside_a_repository_every_command_says_so(call, repository, monkeypatch):
+    monkeypatch.chdir(repository / "notebooks")
+    for word in ("list", "run", "figures"):
+        code, _, err = call(word)
+        assert code == 2 and "is no liftlab repository" in err
+
+
+def test_damaged_records_are_a_mistake_of_one_line(call, repository):
+    path = keep_records(repository)
+    path.write_bytes(path.read_bytes()[:-9])
+    code, _, err = call("figures")
+    assert code == 2 and "differ from the checksum" in err and err.count("\n") == 1
+    assert not (repository / "figures").exists()
+
+
+def test_every_parameter_is_checked_before_the_first_notebook_runs(call, repository, monkeypatch):
+    monkeypatch.setattr(runner, "_execute", lambda *_: pytest.fail("a kernel would have started"))
+    (repository / "papermill_runs/micro/b.yaml").write_text("seeds: wrong\n")
+    assert call("run")[0] == 2
+
+
+def test_run_prints_seconds_and_the_figure_files_written(call, repository, monkeypatch):
+    def draw(root, name, profile, sets):  # noqa: F811
+        (root / "figures/micro").mkdir(parents=True)
+        (root / "figures/micro" / f"{name}.png").write_bytes(b"")
+
+    monkeypatch.setattr(runner, "run", draw)
+    code, out, _ = call("run", "b", "--set", "seeds=[1]")
+    lines = out.splitlines()
+    assert code == 0 and lines[0].startswith("b (micro): ") and lines[0].endswith(" s")
+    assert lines[1:] == ["  figures/micro/b.png"]
+
+
+def test_a_failing_cell_is_exit_code_1(call):
+    code, _, err = call("run", "a")
+    assert code == 1 and err.count("\n") == 1
+    assert err.startswith(
+        "liftlab: notebook a failed in cell [3]: ZeroDivisionError: division by zero; see papermill_runs"
+    )
+
+
+def test_as_a_module_it_is_the_same_program(repository):
+    done = subprocess.run([sys.executable, "-m", "liftlab.cli", "run", "c"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("liftlab: no notebook is called 'c'")

@@ -1,0 +1,97 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from liftlab.statistics import interval, summarise
+
+
+def reference(means, confidence=0.95, resamples=10_000, seed=0):
+    """Percentile bootstrap of the mean in plain numpy."""
+    rng = np.random.default_rng(seed)
+    drawn = means[rng.integers(0, len(means), (resamples, len(means)))].mean(axis=1)
+    tail = 100 * (1 - confidence) / 2
+    return means.mean(), *np.percentile(drawn, [tail, 100 - tail])
+
+
+@pytest.mark.parametrize(("count", "confidence"), [(5, 0.95), (40, 0.95), (40, 0.5)])
+def test_interval_agrees_with_plain_numpy(count, confidence):
+    """Two bootstraps of 10 000 resamples agree to their Monte Carlo error."""
+    means = np.random.default_rng(1).random(count)
+    found = interval(pd.Series(means), confidence)
+    assert found == pytest.approx(reference(means, confidence, seed=7), abs=0.01)
+    assert found[0] == means.mean()
+
+
+def test_interval_is_deterministic_and_follows_its_seed():
+    values = pd.Series(np.random.default_rng(1).random(9))
+    assert interval(values) == interval(values)
+    assert interval(values, seed=1) != interval(values)
+
+
+def test_interval_covers_the_mean_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = [low <= 0.5 <= high for _, low, high in (interval(rng.random(30), resamples=500) for _ in range(200))]
+    assert 0.89 <= np.mean(hits) <= 0.99
+
+
+def test_one_document_has_a_mean_and_no_interval():
+    mean, low, high = interval(pd.Series([0.0, 1.0], index=["a", "a"]))
+    assert mean == 0.5 and math.isnan(low) and math.isnan(high)
+
+
+def test_equal_documents_have_an_interval_of_no_width():
+    assert interval([0.7, 0.7, 0.7]) == (0.7, 0.7, 0.7)
+
+
+def test_a_document_counts_once_however_many_questions_it_has():
+    values = pd.Series([0.0] * 99 + [1.0], index=["long"] * 99 + ["short"])
+    assert interval(values)[0] == 0.5
+
+
+def test_order_of_rows_does_not_matter():
+    values = pd.Series(np.random.default_rng(2).random(12), index=list("aabbccddeeff"))
+    assert interval(values) == interval(values.sample(frac=1, random_state=0))
+
+
+@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf, 1.0]])
+def test_nothing_and_not_a_number_are_refused(values):
+    with pytest.raises(ValueError, match="at least one, all finite"):
+        interval(values)
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 95])
+def test_confidence_is_a_share(confidence):
+    with pytest.raises(ValueError, match=f"confidence = {confidence}"):
+        interval([0.0, 1.0], confidence)
+
+
+def records(seed=0):
+    rng = np.random.default_rng(seed)
+    keys = pd.MultiIndex.from_product([["lift", "icl"], [1, 2], list("vwxyz"), range(3)])
+    frame = keys.to_frame(index=False, name=["condition", "windows", "document", "seed"])
+    return frame.assign(value=rng.random(len(frame)))
+
+
+def test_summarise_agrees_with_pandas():
+    frame = records()
+    found = summarise(frame, ["condition", "windows"])
+    by_document = frame.groupby(["condition", "windows", "document"])["value"].mean()
+    expected = by_document.groupby(["condition", "windows"]).mean().reset_index(name="mean")
+    pd.testing.assert_frame_equal(found[["condition", "windows", "mean"]], expected)
+    assert set(found["documents"]) == {5} and set(found["questions"]) == {15}
+    assert (found["low"] < found["mean"]).all() and (found["mean"] < found["high"]).all()
+
+
+def test_summarise_gives_each_group_its_own_interval():
+    frame = records()
+    group = frame[(frame["condition"] == "lift") & (frame["windows"] == 2)]
+    found = summarise(frame, ["condition", "windows"]).query("condition == 'lift' and windows == 2").iloc[0]
+    assert tuple(found[["mean", "low", "high"]]) == interval(group.set_index("document")["value"])
+
+
+def test_summarise_by_one_column_and_by_a_missing_one():
+    assert list(summarise(records(), ["condition"])["condition"]) == ["icl", "lift"]
+    with pytest.raises(ValueError, match="column 'adapter' is missing"):
+        summarise(records(), ["adapter"])
