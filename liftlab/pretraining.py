@@ -1,8 +1,8 @@
 """How the bundled micro model came to be: a tiny Llama taught to answer questions about a register in its context.
 
-Plain training stays on a long plateau before it learns to match names (see the README's log of what did not work). Here the
-facts' known places guide three attention heads at first: a full stop gathers its sentence's subject and value, the place
-of the answer finds the full stop of its evidence. The guidance fades out and the last part trains without it.
+Plain training stays on a long plateau before it learns to match names (see the README's log of what did not work). Here
+the facts' known places guide three attention heads at first: a full stop gathers its sentence's subject and value, the
+place of the answer finds the full stop of its evidence. The guidance fades out and the last part trains without it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def micro_config(vocabulary_size: int) -> LlamaConfig:
-    """A Llama of about 1.2 million weights. Heads are wide (64) for its width: names and values must pass through one."""
+    """A Llama of about 1.2 million weights. Its heads are wide (64): a name or a value must pass through one."""
     return LlamaConfig(
         vocab_size=vocabulary_size,
         hidden_size=128,
@@ -168,7 +168,7 @@ def _guidance(model: LlamaForCausalLM, out, batch: Batch) -> torch.Tensor:
 def answered_right(
     model: LlamaForCausalLM, documents: list[Document], asked: list[list[Question]], closed: bool
 ) -> list[bool]:
-    """Whether each question's answer (one token) is the most probable one, register by register, question by question."""
+    """Whether each question gets its right answer (one token, the most probable), in order of register and question."""
     tokenizer, right = word_tokenizer(), []
     for document, questions in zip(documents, asked, strict=True):
         batch = batch_of(tokenizer, [None if closed else document], [questions])

@@ -19,8 +19,8 @@ class PromptStyle:
     """The wording around a question.
 
     `question` and `with_context` may hold {question}, {title} and {context}; braces inside a document or a question are
-    plain text. `chat` puts the whole through the tokenizer's chat template (with `system`, if given), else it is raw text
-    without BOS, as in the papers' LooGLE runs.
+    plain text. `chat` puts the whole through the tokenizer's chat template (with `system`, if given), else it is raw
+    text without BOS, as in the papers' LooGLE runs.
     """
 
     question: str
@@ -42,7 +42,8 @@ STYLES = {
     # 2502.14644v1-v3: raw, no BOS, no chat template
     "loogle_v1": PromptStyle(
         "Please answer the question based on {title}.\nQuestion: {question}\nAnswer: ",
-        "The article {title}: \n{context}\nPlease answer the question based on {title}.\nQuestion: {question}\nAnswer: ",
+        "The article {title}: \n{context}\n"
+        "Please answer the question based on {title}.\nQuestion: {question}\nAnswer: ",
         chat=False,
     ),
     # 2502.14644v4: chat template
@@ -85,7 +86,8 @@ def head_and_tail(tokenizer, text: str, budget_tokens: int) -> str:
     head, tail = budget_tokens // 2 - separator, budget_tokens // 2
     if head < 1:
         raise ValueError(
-            f"a budget of {budget_tokens} tokens leaves no room for head and tail: give a larger window or a shorter question"
+            f"a budget of {budget_tokens} tokens leaves no room for head and tail: "
+            "use a model with a larger window or ask a shorter question"
         )
     return f"{text[: offsets[head - 1][1]]}\n{SEPARATOR}\n{text[offsets[-tail][0] :]}"
 

@@ -15,7 +15,7 @@ from liftlab.prompts import CONTEXTS, STYLES
 class Recipe:
     """Settings of one lift. Two stages share one optimizer: segments alone, then segments and auxiliary pairs mixed.
 
-    The published values are in paper/recipes.yaml; `Recipe.preset(name)` gives one, `replace(recipe, field=...)` varies it.
+    The published values are in paper/recipes.yaml; `Recipe.preset(name, field=...)` gives one, varied.
     """
 
     adapter: str = "lora"  # lora, pissa, full; gated_memory is named by published recipes
@@ -63,7 +63,7 @@ class Recipe:
 
     @classmethod
     def preset(cls, name: str, **changes) -> Recipe:
-        """The recipe called `name` in paper/recipes.yaml, with `changes`; ValueError lists the known names or fields."""
+        """The recipe called `name` in paper/recipes.yaml, with `changes`; ValueError lists what is known."""
         known = presets()
         if name not in known:
             raise ValueError(f"recipe {name!r} is unknown: choose one of {', '.join(known)}")
@@ -84,6 +84,13 @@ def presets() -> dict[str, Recipe]:
     """Every named recipe."""
     raw = yaml.safe_load(files("liftlab").joinpath("paper/recipes.yaml").read_text("utf-8"))["recipes"]
     return {name: Recipe(**settings) for name, settings in raw.items()}
+
+
+def chosen(name: str, model: str, changes: dict[str, str]) -> Recipe:
+    """The recipe `name`, or where it is empty the one made for `model`; `changes` hold YAML values as text."""
+    own = f"{model}/lora"
+    values = {field: yaml.safe_load(text) for field, text in changes.items()}
+    return Recipe.preset(name or (own if own in presets() else "smollm2/lora"), **values)
 
 
 def _whole(low: int):

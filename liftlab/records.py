@@ -146,7 +146,7 @@ def _kind(column: pd.Series) -> str:
 
 
 def _csv(frame: pd.DataFrame) -> bytes:
-    """Every text quoted, every number bare, lines ended by a single newline."""
+    """Text quoted where CSV needs it, missing values empty, lines ended by a single newline."""
     texts = [_written(frame[name], "number" if name == "value" else _kind(frame[name])) for name in frame.columns]
     out = io.StringIO()
     writer = csv.writer(out, quoting=csv.QUOTE_MINIMAL, lineterminator="\n")

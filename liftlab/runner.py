@@ -115,16 +115,17 @@ def run(root: Path, name: str, profile: str, sets: dict[str, str]) -> Path:
     root = Path(root).resolve()
     values, source = parameters(root, name, profile, sets), notebook(root, name).path
     done, failed, running = (root / RUNS / profile / f"{name}{tail}.ipynb" for tail in ("", ".failed", ".running"))
-    running.unlink(missing_ok=True)
     try:
         _execute(source, running, values, root)
+        _add_provenance(running, profile, values)
+        running.replace(done)
+        failed.unlink(missing_ok=True)
     except NotebookFailed as error:
         if running.exists():
             running.replace(failed)
         raise NotebookFailed(f"notebook {name} failed {error}; see {failed.relative_to(root)}") from error
-    _add_provenance(running, profile, values)
-    running.replace(done)
-    failed.unlink(missing_ok=True)
+    finally:
+        running.unlink(missing_ok=True)
     return done
 
 

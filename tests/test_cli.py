@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 from test_plots import lift_records
@@ -39,7 +40,7 @@ def test_list_tells_question_source_profiles_and_last_run(call):
 
 
 def test_version_and_help(call):
-    assert call("--version")[:2] == (0, "liftlab 0.1.0\n")
+    assert call("--version")[:2] == (0, f"liftlab {metadata.version('liftlab')}\n")
     for words in ([], ["--help"]):
         code, out, _ = call(*words)
         assert code == 0 and "figures" in out and "list" in out
@@ -62,6 +63,7 @@ def test_figures_and_list_import_no_torch(repository):
     keep_records(repository)
     source = """
 import sys
+from importlib import metadata
 from liftlab import cli
 sys.argv = ["liftlab", WORD]
 try:
@@ -139,7 +141,30 @@ def test_a_failing_cell_is_exit_code_1(call):
     )
 
 
+def test_a_failing_notebook_does_not_stop_the_next(call, repository, monkeypatch):
+    """Both are tried, the failure is told, and the exit code says that not all is well."""
+    tried = []
+
+    def run(root, name, profile, sets):  # noqa: F811
+        tried.append(name)
+        if name == "a":
+            raise runner.NotebookFailed("notebook a failed")
+
+    monkeypatch.setattr(runner, "run", run)
+    code, out, err = call("run")
+    assert (code, tried, err) == (1, ["a", "b"], "liftlab: notebook a failed\n")
+    assert out.startswith("b (micro): ")
+
+
 def test_as_a_module_it_is_the_same_program(repository):
     done = subprocess.run([sys.executable, "-m", "liftlab.cli", "run", "c"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("liftlab: no notebook is called 'c'")
+
+
+def test_an_interrupted_run_is_one_line_and_exit_code_130(call, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", interrupted)
+    assert call("run", "b") == (130, "", "liftlab: interrupted; finished cells are kept\n")

@@ -10,9 +10,10 @@ TOKENIZER = word_tokenizer()
 
 def test_whole_prompts_word_for_word():
     document = Document("d", "Ada lives in Oslo.", "The register of Colby")
-    say = lambda context, name: TOKENIZER.decode(
-        put(TOKENIZER, document, "Where does Ada live?", context, 256, 8, style(name))
-    )  # noqa: E731
+
+    def say(context, name):
+        return TOKENIZER.decode(put(TOKENIZER, document, "Where does Ada live?", context, 256, 8, style(name)))
+
     assert say("none", "plain") == "<|user|> Where does Ada live ? <|end|> <|assistant|>"
     assert say("full", "plain") == "<|user|> Ada lives in Oslo . Where does Ada live ? <|end|> <|assistant|>"
     assert STYLES["loogle_v1"].text("Where?", "Colby", "Ada.") == (

@@ -6,7 +6,7 @@ from liftlab.recipes import Recipe, presets
 
 
 def test_published_recipes_carry_the_published_numbers():
-    """Spot values of shared facts: 2502.14644 v1-v3 (3+5 epochs, one step an epoch), v4 (batches of four), 2412.13626."""
+    """Spot values: 2502.14644 v1-v3 (3+5 epochs, one step an epoch), v4 (the pairs alone), 2412.13626 (full)."""
     v3 = Recipe.preset("2502.14644v3/gated_memory/loogle")
     assert (v3.segment_epochs, v3.mixed_epochs, v3.learning_rate, v3.step) == (3, 5, 1e-3, "epoch")
     assert (v3.segment_tokens, v3.offset_tokens, v3.betas, v3.weight_decay) == (2048, 768, (0.9, 0.98), 1e-4)

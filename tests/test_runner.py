@@ -138,3 +138,14 @@ def test_the_environment_is_as_before_afterwards(monkeypatch):
 
 def test_no_run_is_no_last_run(root):
     assert runner.last_run(root, "a", "micro") is None
+
+
+def test_an_interrupted_run_leaves_nothing_half_written(root, monkeypatch):
+    def interrupted(source, output, values, root):
+        output.write_text("{")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "_execute", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(root, "b", "micro", {})
+    assert sorted(p.name for p in (root / "papermill_runs/micro").iterdir()) == ["a.yaml", "b.yaml"]

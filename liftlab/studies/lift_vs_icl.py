@@ -35,7 +35,7 @@ def run(
     answer_tokens: int,
     records: str | Path,
 ) -> pd.DataFrame:
-    """Records: one row a question, condition and score (exact_match, f1: 0..1) and one with each question's chance level.
+    """Records: one row a question, condition and score (exact_match, f1: 0..1), and one with its chance level.
 
     A cell of the cache is one document of one length lifted with one seed; `questions` facts of it are asked, each in a
     trained and in a held-out wording. `window_tokens` 0 = the model's own window.
@@ -45,7 +45,8 @@ def run(
     Recipe.preset(recipe, **recipe_changes)
     fixed = {
         "base": base, "window_tokens": window_tokens, "questions": questions, "recipe": recipe,
-        "recipe_changes": recipe_changes, "conditions": list(conditions), "filler": filler, "answer_tokens": answer_tokens,
+        "recipe_changes": recipe_changes, "conditions": list(conditions), "filler": filler,
+        "answer_tokens": answer_tokens,
     }  # fmt: skip
     grid = [
         {**fixed, "windows": float(length), "document_seed": document, "seed": seed}

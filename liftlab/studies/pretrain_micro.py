@@ -32,8 +32,8 @@ def run(
 ) -> pd.DataFrame:
     """Records: accuracy (0..1) of each unseen register at every `every` steps, in context and closed book, and chance.
 
-    The model goes to the directory `out`, replaced as a whole when training has ended; where the cell is cached, nothing
-    is trained and `out` is not touched.
+    The model goes to the directory `out`, replaced as a whole when training has ended; where the cell is cached,
+    nothing is trained and `out` is not touched.
     """
     at_least_one(steps=steps, registers=registers, questions=questions, every=every)
     settings = {

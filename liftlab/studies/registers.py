@@ -16,15 +16,15 @@ from liftlab.worlds import register
 COMPUTE = tuple(  # a change in any of these modules makes a record stale
     f"liftlab.{name}"
     for name in (
-        "documents", "worlds", "prompts", "examples", "gguf_weights", "models", "adapters", "recipes", "lifted", "lifting",
-        "answering", "scoring", "studies.registers",
+        "documents", "worlds", "prompts", "examples", "gguf_weights", "hub_weights", "models", "adapters", "recipes",
+        "lifted", "lifting", "answering", "scoring", "studies.registers",
     )
 )  # fmt: skip
 QUESTION_TOKENS = 24  # a prompt keeps these free for the question and its answer; a document of 1 window fills the rest
 
 
 def data_files() -> tuple[Path, ...]:
-    """The data that computing reads: the world's words, the recipes, the bundled model. A change makes records stale."""
+    """The data that computing reads: the world's words, the recipes, the bundled model."""
     package = Path(str(files("liftlab")))
     weights = sorted((package / "micro").glob("*.safetensors"))
     return (package / "data" / "register.yaml", package / "paper" / "recipes.yaml", *weights)

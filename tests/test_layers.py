@@ -1,0 +1,56 @@
+"""Imports go one way: a module may import only what stands above it in the README's table."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "liftlab"
+ORDER = [
+    "documents", "worlds", "prompts", "examples", "gguf_weights", "hub_weights", "models", "adapters", "recipes",
+    "records", "lifted", "lifting", "answering", "scoring", "branches", "pretraining", "statistics", "cells", "studies.registers",
+    "studies.lift_vs_icl", "studies.pretrain_micro", "plots", "parameters", "runner", "cli",
+]  # fmt: skip
+WITHOUT_TORCH = ["documents", "worlds", "prompts", "examples", "scoring", "records", "statistics", "cells", "plots",
+                 "parameters", "runner", "cli"]  # fmt: skip
+
+
+def imported(module):
+    """The liftlab modules that `module` names in an import statement, inside functions too."""
+    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("liftlab"):
+            here = node.module.removeprefix("liftlab").lstrip(".")
+            names = {".".join(filter(None, (here, alias.name))) for alias in node.names}
+            yield from (names & set(ORDER)) or {here}
+        elif isinstance(node, ast.Import):
+            yield from (a.name.removeprefix("liftlab.") for a in node.names if a.name.startswith("liftlab."))
+
+
+def test_every_module_has_its_place():
+    found = {".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")}
+    assert {name for name in found if not name.endswith("__init__")} == set(ORDER)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_imports_only_what_stands_above_it(module):
+    above = set(ORDER[: ORDER.index(module)])
+    assert set(imported(module)) <= above
+
+
+@pytest.mark.parametrize("module", WITHOUT_TORCH)
+def test_a_module_that_must_start_without_torch_does(module):
+    code = f"import sys, liftlab.{module}; sys.exit(bool({{'torch', 'transformers'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_only_lifting_and_pretraining_train():
+    trainers = {p.stem for p in PACKAGE.rglob("*.py") if ".backward()" in p.read_text("utf-8")}
+    assert trainers == {"lifting", "pretraining"}
+
+
+def test_files_stay_short():
+    long = {p.name: n for p in PACKAGE.rglob("*.py") if (n := len(p.read_text("utf-8").splitlines())) > 300}
+    assert not long, f"over 300 lines: {long}"
