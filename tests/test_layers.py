@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "liftlab"
 ORDER = [
     "documents", "worlds", "prompts", "examples", "gguf_weights", "hub_weights", "models", "adapters", "recipes",
-    "records", "lifted", "lifting", "answering", "scoring", "branches", "pretraining", "statistics", "cells", "studies.registers",
+    "records", "lifted", "lifting", "answering", "scoring", "branches", "pretraining", "statistics", "cells",
+    "studies.registers",
     "studies.lift_vs_icl", "studies.pretrain_micro", "plots", "parameters", "runner", "cli",
 ]  # fmt: skip
 WITHOUT_TORCH = ["documents", "worlds", "prompts", "examples", "scoring", "records", "statistics", "cells", "plots",
