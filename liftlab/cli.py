@@ -71,12 +71,15 @@ def figures(profile: Profile = "micro") -> None:
     tables = sorted((root / runner.RUNS / profile / "records").glob("*.csv"))
     if not tables:
         raise runner.RunError(f"profile {profile!r} has no records to draw: liftlab run --profile {profile}")
-    from liftlab import plots, records
+    from liftlab import plots, records, tables
 
     for path in tables:
         if path.stem in plots.DRAWINGS:
             plots.save(path.stem, records.read(path)[0], root / "figures" / profile)
             typer.echo(f"figures/{profile}/{path.stem}.png .svg .csv")
+            if path.stem in tables.TABLES:
+                tables.save(path.stem, root / "figures" / profile)
+                typer.echo(f"figures/{profile}/{path.stem}.md")
         else:
             typer.echo(f"no drawing for {path.relative_to(root)}", err=True)
 

@@ -95,18 +95,6 @@ def show(name: str, records: pd.DataFrame, profile: str = "micro", figures: str 
     return save(name, records, Path(figures) / profile)
 
 
-def table(data: pd.DataFrame) -> str:
-    """`data` as a Markdown table: numbers with four significant digits, nothing for a missing value."""
-    rows = [list(data.columns), ["---"] * len(data.columns), *data.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(_cell(value) for value in row) + " |" for row in rows)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "" if np.isnan(value) else f"{value:.4g}"
-    return str(value).replace("|", "\\|").replace("\n", " ")
-
-
 def _points(records: pd.DataFrame, metric: str, by: list[str], known: dict[str, str]) -> pd.DataFrame:
     """Mean and interval of `metric` per group of `by`. PlotError for a missing column or an unknown condition."""
     rows = _measured(records, metric, by)

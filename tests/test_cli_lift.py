@@ -1,4 +1,4 @@
-"""`liftlab lift` and `liftlab ask` as a user types them, on the bundled model; every mistake is one line, exit code 2."""
+"""`liftlab lift` and `liftlab ask` as a user types them, on the bundled model; a mistake is one line, exit code 2."""
 
 import json
 import shutil

@@ -12,10 +12,12 @@ ORDER = [
     "documents", "worlds", "prompts", "examples", "gguf_weights", "hub_weights", "models", "adapters", "recipes",
     "records", "lifted", "lifting", "answering", "scoring", "branches", "pretraining", "statistics", "cells",
     "studies.registers",
-    "studies.lift_vs_icl", "studies.pretrain_micro", "plots", "parameters", "runner", "cli",
+    "studies.lift_vs_icl", "studies.pretrain_micro", "plots", "tables", "parameters", "runner", "cli",
 ]  # fmt: skip
-WITHOUT_TORCH = ["documents", "worlds", "prompts", "examples", "scoring", "records", "statistics", "cells", "plots",
-                 "parameters", "runner", "cli"]  # fmt: skip
+WITHOUT_TORCH = [
+    "documents", "worlds", "prompts", "examples", "scoring", "records", "statistics", "cells", "plots", "tables",
+    "parameters", "runner", "cli",
+]  # fmt: skip
 
 
 def imported(module):

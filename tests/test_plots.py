@@ -156,16 +156,6 @@ def test_an_unknown_drawing_is_named(tmp_path):
         plots.save("gates", lift_records(), tmp_path)
 
 
-def test_table_is_markdown():
-    data = pd.DataFrame({"condition": ["a|b", "c"], "mean": [1 / 3, np.nan], "documents": [5, 12345]})
-    assert plots.table(data).splitlines() == [
-        "| condition | mean | documents |",
-        "| --- | --- | --- |",
-        "| a\\|b | 0.3333 | 5 |",
-        "| c |  | 12345 |",
-    ]
-
-
 def test_drawing_needs_no_torch():
     source = (
         "import sys, liftlab.plots, liftlab.cells; sys.exit(bool({'torch', 'transformers', 'peft'} & set(sys.modules)))"

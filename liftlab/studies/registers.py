@@ -20,6 +20,7 @@ COMPUTE = tuple(  # a change in any of these modules makes a record stale
         "lifted", "lifting", "answering", "scoring", "studies.registers",
     )
 )  # fmt: skip
+FIRST_DOCUMENT = 200  # studies lift registers from this seed on; smaller ones are for choosing settings
 QUESTION_TOKENS = 24  # a prompt keeps these free for the question and its answer; a document of 1 window fills the rest
 
 
