@@ -68,12 +68,12 @@ def figures(profile: Profile = "micro") -> None:
     """Redraw every figure of a profile from its records, without a model."""
     root = runner.root()
     runner.runs_under(root, profile)  # an unknown profile is an error of its own
-    tables = sorted((root / runner.RUNS / profile / "records").glob("*.csv"))
-    if not tables:
+    found = sorted((root / runner.RUNS / profile / "records").glob("*.csv"))
+    if not found:
         raise runner.RunError(f"profile {profile!r} has no records to draw: liftlab run --profile {profile}")
     from liftlab import plots, records, tables
 
-    for path in tables:
+    for path in found:
         if path.stem in plots.DRAWINGS:
             plots.save(path.stem, records.read(path)[0], root / "figures" / profile)
             typer.echo(f"figures/{profile}/{path.stem}.png .svg .csv")

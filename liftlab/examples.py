@@ -70,8 +70,8 @@ def document_ids(tokenizer, document: Document) -> list[int]:
 
 
 def segments(tokenizer, document: Document, segment_tokens: int, offset_tokens: int) -> list[Example]:
-    """Overlapping plain segments, every token a label. A document shorter than one segment is one short segment."""
-    ids = document_ids(tokenizer, document)
+    """Overlapping plain segments, every token a label. ValueError for a document shorter than one segment."""
+    ids = _at_least_a_segment(document_ids(tokenizer, document), document, segment_tokens)
     cut = [tuple(ids[start:end]) for start, end in segment_spans(len(ids), segment_tokens, offset_tokens)]
     return [Example(piece, piece, "segment") for piece in cut if len(piece) > 1]  # one token alone predicts nothing
 
@@ -89,7 +89,8 @@ def contextualized_segments(
         raise ValueError(
             f"context_tokens = {context_tokens}: contextualized training needs at least 1 token of context"
         )
-    ids, rng = document_ids(tokenizer, document), random.Random(f"contextualized {seed}")
+    ids = _at_least_a_segment(document_ids(tokenizer, document), document, segment_tokens)
+    rng = random.Random(f"contextualized {seed}")
     dots, recite = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("...", RECITE))
     context_tokens = min(context_tokens, len(ids))
     made = []
@@ -101,6 +102,15 @@ def contextualized_segments(
         piece = tuple(ids[start:end])
         made.append(Example((*prompt, *piece), (IGNORED,) * len(prompt) + piece, "segment"))
     return made
+
+
+def _at_least_a_segment(ids: list[int], document: Document, segment_tokens: int) -> list[int]:
+    if len(ids) < segment_tokens:
+        raise ValueError(
+            f"document {document.name!r} has {len(ids)} tokens with its title, a segment has {segment_tokens}: "
+            f"make segment_tokens at most {len(ids)} (and offset_tokens at most that), or give a longer document"
+        )
+    return ids
 
 
 def _piece(rng: random.Random, ids: list[int], length: int) -> list[int]:

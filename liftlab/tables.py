@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,16 @@ from liftlab.records import replace_file
 def lift_vs_icl(data: pd.DataFrame) -> pd.DataFrame:
     """A row per condition and wording, a column per document length; accuracy 0..1 with its 95 % interval."""
     rows = data[data["condition"] != "chance"].assign(accuracy=data.apply(interval, axis=1))
-    rows = rows.assign(
-        condition=pd.Categorical(rows["condition"].map(LABELS), list(LABELS.values()), ordered=True),
-        questions=pd.Categorical(rows["wording"].map(WORDINGS), list(WORDINGS.values()), ordered=True),
-        length=rows["windows"].map(lambda windows: f"{windows:g} windows"),
-    )
-    wide = rows.pivot(index=["condition", "questions"], columns="length", values="accuracy")
-    lengths = sorted(wide.columns, key=lambda name: float(name.split()[0]))
-    return wide[lengths].fillna("does not fit").reset_index()
+    lengths = sorted(rows["windows"].unique())
+    wide = rows.pivot(index=["condition", "wording"], columns="windows", values="accuracy")[lengths]
+    order = [pair for pair in product(LABELS, WORDINGS) if pair in wide.index]
+    table = wide.loc[order].fillna("does not fit").reset_index()
+    table["condition"], table["wording"] = table["condition"].map(LABELS), table["wording"].map(WORDINGS)
+    return table.set_axis(["condition", "questions", *map(_windows, lengths)], axis=1)
+
+
+def _windows(length: float) -> str:
+    return f"{length:g} " + ("window" if length == 1 else "windows")
 
 
 def pretrain_micro(data: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,6 @@ import liftlab
 from liftlab.worlds import register
 
 DOCUMENT = register(0, 80)
-QUICK = ["--set", "mixed_epochs=1", "--set", "rank=2"]
 
 
 def liftlab_says(*words, cwd, **environment):
@@ -33,7 +32,7 @@ def folder(tmp_path):
 
 
 def test_a_document_is_lifted_and_asked(folder):
-    """Twenty epochs on a short register: its facts are answered closed book, in a wording never trained on."""
+    """The micro recipe on a short register: its facts are answered closed book, in a wording never trained on."""
     lifted = liftlab_says(
         "lift", "document.txt", "--model", "micro", "--pairs", "pairs.jsonl", "--out", "out", "--title", "T", cwd=folder
     )
@@ -50,9 +49,10 @@ def test_a_document_is_lifted_and_asked(folder):
 MISTAKES = [
     (["lift", "none.txt"], "no such document"),
     (["lift", "empty.txt"], "is empty"),
+    (["lift", "short.txt"], "has 6 tokens with its title, a segment has 64"),
     (["lift", "document.txt", "--pairs", "none.jsonl"], "no such pairs file"),
     (["lift", "document.txt", "--pairs", "document.txt"], "is not JSON"),
-    (["lift", "document.txt", "--set", "offset_tokens=200"], "offset_tokens = 200 is larger than segment_tokens = 128"),
+    (["lift", "document.txt", "--set", "offset_tokens=200"], "offset_tokens = 200 is larger than segment_tokens = 64"),
     (["lift", "document.txt", "--set", "rnak=2"], "no field 'rnak'"),
     (["lift", "document.txt", "--model", "nothing"], "unknown base model 'nothing'"),
     (["lift", "document.txt", "--model", "org/model"], "cannot be fetched"),
@@ -64,17 +64,13 @@ MISTAKES = [
 @pytest.mark.parametrize(("words", "message"), MISTAKES, ids=lambda v: v[1] if isinstance(v, list) else "")
 def test_a_mistake_is_one_line_with_exit_code_2_and_leaves_nothing(folder, words, message):
     (folder / "empty.txt").write_text(" \n")
+    (folder / "short.txt").write_text("Ada lives in Oslo.")
     model = [] if "--model" in words else ["--model", "micro"]
     before = sorted(folder.iterdir())
     said = liftlab_says(*words, *model, "--out", "out", cwd=folder, HF_HUB_OFFLINE="1")
     assert (said.returncode, message in said.stderr) == (2, True), said.stderr
     assert len(said.stderr.strip().splitlines()) == 1 and "Traceback" not in said.stderr
     assert sorted(folder.iterdir()) == before
-
-
-def test_a_document_shorter_than_a_segment_is_lifted_whole(folder):
-    (folder / "short.txt").write_text("Ada lives in Oslo.")
-    assert liftlab_says("lift", "short.txt", "--model", "micro", *QUICK, "--out", "out", cwd=folder).returncode == 0
 
 
 def test_a_corrupted_weight_file_is_refused_before_anything_is_written(folder):

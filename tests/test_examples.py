@@ -54,9 +54,12 @@ def test_the_title_stands_once_before_the_document():
     assert all(e.ids == e.labels for e in cut)
 
 
-def test_a_document_shorter_than_a_segment_is_one_segment():
-    (only,) = segments(TOKENIZER, Document("d", "Ada lives in Oslo."), 64, 24)
-    assert len(only.ids) == 5
+def test_a_document_shorter_than_a_segment_is_refused_with_the_bound():
+    document = Document("d", "Ada lives in Oslo.")
+    assert len(segments(TOKENIZER, document, 5, 5)[0].ids) == 5
+    for cut in (segments, lambda *shape: contextualized_segments(*shape, 8, 0)):
+        with pytest.raises(ValueError, match="'d' has 5 tokens .* a segment has 6: make segment_tokens at most 5"):
+            cut(TOKENIZER, document, 6, 3)
 
 
 def test_a_document_of_one_token_is_refused():

@@ -6,8 +6,8 @@ from liftlab import tables
 POINTS = pd.DataFrame(
     [
         ("held_out", "lift", 2.0, 0.9, 0.8, 1.0),
-        ("held_out", "lift", 0.5, 1.0, 1.0, 1.0),
-        ("held_out", "full_icl", 0.5, 0.75, 0.5, 1.0),
+        ("held_out", "lift", 1.0, 1.0, 1.0, 1.0),
+        ("held_out", "full_icl", 1.0, 0.75, 0.5, 1.0),
         ("held_out", "chance", None, 0.03, None, None),
     ],
     columns=["wording", "condition", "windows", "mean", "low", "high"],
@@ -18,7 +18,7 @@ def test_lengths_stand_in_order_and_what_does_not_fit_says_so(tmp_path):
     POINTS.to_csv(tmp_path / "lift_vs_icl.csv", index=False)
     tables.save("lift_vs_icl", tmp_path)
     assert (tmp_path / "lift_vs_icl.md").read_text().splitlines() == [
-        "| condition | questions | 0.5 windows | 2 windows |",
+        "| condition | questions | 1 window | 2 windows |",
         "| --- | --- | --- | --- |",
         "| full ICL | questions in held-out wordings | 0.75 [0.50, 1.00] | does not fit |",
         "| LIFT, closed book | questions in held-out wordings | 1.00 [1.00, 1.00] | 0.90 [0.80, 1.00] |",
