@@ -75,10 +75,10 @@ def figures(profile: Profile = "micro") -> None:
 
     for path in found:
         if path.stem in plots.DRAWINGS:
-            plots.save(path.stem, records.read(path)[0], root / "figures" / profile)
+            plots.save(path.stem, records.read(path)[0], root / runner.FIGURES / profile)
             typer.echo(f"figures/{profile}/{path.stem}.png .svg .csv")
             if path.stem in tables.TABLES:
-                tables.save(path.stem, root / "figures" / profile)
+                tables.save(path.stem, root / runner.FIGURES / profile)
                 typer.echo(f"figures/{profile}/{path.stem}.md")
         else:
             typer.echo(f"no drawing for {path.relative_to(root)}", err=True)
@@ -164,7 +164,7 @@ def _run_one(root: Path, name: str, profile: str, given: dict[str, str]) -> bool
     except runner.NotebookFailed as error:
         return not _complain(str(error), 1)
     typer.echo(f"{name} ({profile}): {time.perf_counter() - clock:.1f} s")
-    for path in sorted((root / "figures" / profile).glob(f"{name}.*")):
+    for path in sorted((root / runner.FIGURES / profile).glob(f"{name}.*")):
         if path.stat().st_mtime >= start - 1:  # seconds; some file systems round
             typer.echo(f"  {path.relative_to(root)}")
     return True

@@ -90,11 +90,6 @@ def save(name: str, records: pd.DataFrame, folder: str | Path) -> Figure:
     return figure
 
 
-def show(name: str, records: pd.DataFrame, profile: str = "micro", figures: str | Path = "figures") -> Figure:
-    """For notebooks: `save` into figures/profile, and the figure to display."""
-    return save(name, records, Path(figures) / profile)
-
-
 def _points(records: pd.DataFrame, metric: str, by: list[str], known: dict[str, str]) -> pd.DataFrame:
     """Mean and interval of `metric` per group of `by`. PlotError for a missing column or an unknown condition."""
     rows = _measured(records, metric, by)

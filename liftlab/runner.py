@@ -25,7 +25,7 @@ from liftlab.parameters import (
     suggestion,
 )
 
-RUNS, NOTEBOOKS = "papermill_runs", "notebooks"
+RUNS, NOTEBOOKS, FIGURES = "papermill_runs", "notebooks", "figures"
 
 
 class NotebookFailed(RunError):
@@ -58,12 +58,24 @@ class Notebook:
 
 
 def root(path: str | Path | None = None) -> Path:
-    """The repository root: `path` or the working directory, which must hold notebooks/ and papermill_runs/."""
-    path = Path.cwd() if path is None else Path(path).resolve()
-    for folder in (NOTEBOOKS, RUNS):
-        if not (path / folder).is_dir():
-            raise RunError(f"{path} is no liftlab repository (it holds no {folder}/): change to the repository's root")
-    return path
+    """The repository root: `path` (the working directory) or the nearest parent with notebooks/ and papermill_runs/."""
+    start = Path.cwd() if path is None else Path(path).resolve()
+    for folder in (start, *start.parents):
+        if (folder / NOTEBOOKS).is_dir() and (folder / RUNS).is_dir():
+            return folder
+    raise RunError(
+        f"{start} is in no liftlab repository (no parent holds {NOTEBOOKS}/ and {RUNS}/): change to a clone of it"
+    )
+
+
+def records_folder(profile: str) -> Path:
+    """Where a profile's records go, also for a notebook that runs in its own folder."""
+    return root() / RUNS / profile / "records"
+
+
+def figures_folder(profile: str) -> Path:
+    """Where a profile's figures and tables go, also for a notebook that runs in its own folder."""
+    return root() / FIGURES / profile
 
 
 def notebooks(root: Path) -> list[Notebook]:

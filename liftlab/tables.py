@@ -55,11 +55,6 @@ def save(name: str, folder: str | Path) -> pd.DataFrame:
     return table
 
 
-def show(name: str, profile: str = "micro", figures: str | Path = "figures") -> pd.DataFrame:
-    """For notebooks: `save` in figures/profile, and the table to display."""
-    return save(name, Path(figures) / profile)
-
-
 def markdown(table: pd.DataFrame) -> str:
     """A Markdown table."""
     rows = [list(table.columns), ["---"] * len(table.columns), *table.itertuples(index=False)]

@@ -103,7 +103,7 @@ def test_equal_records_give_equal_bytes_whatever_their_order(tmp_path, name):
 
 
 def test_save_leaves_three_files_no_open_figure_and_searchable_text(tmp_path, name):
-    figure = plots.show(name, RECORDS[name](), "micro", tmp_path)
+    figure = plots.save(name, RECORDS[name](), tmp_path / "micro")
     assert plt.get_fignums() == []
     assert sorted(path.name for path in (tmp_path / "micro").iterdir()) == [f"{name}.csv", f"{name}.png", f"{name}.svg"]
     svg = (tmp_path / "micro" / f"{name}.svg").read_text()

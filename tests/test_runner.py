@@ -46,8 +46,12 @@ def root(tmp_path):
 def test_the_root_holds_notebooks_and_runs(root, monkeypatch):
     monkeypatch.chdir(root)
     assert runner.root() == runner.root(root) == root
-    with pytest.raises(RunError, match="is no liftlab repository .it holds no notebooks/"):
-        runner.root(root / "notebooks")
+    monkeypatch.chdir(root / "notebooks")  # where JupyterLab runs a notebook
+    assert runner.root() == root
+    assert runner.records_folder("micro") == root / "papermill_runs/micro/records"
+    assert runner.figures_folder("micro") == root / "figures/micro"
+    with pytest.raises(RunError, match="is in no liftlab repository"):
+        runner.root(root.parent)
 
 
 def test_notebooks_are_described_by_their_heading_and_metadata(root):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -27,7 +28,7 @@ def run(
     registers: int,
     questions: int,
     every: int,
-    out: str,
+    out: str | Path,
     records: str | Path,
 ) -> pd.DataFrame:
     """Records: accuracy (0..1) of each unseen register at every `every` steps, in context and closed book, and chance.
@@ -38,9 +39,10 @@ def run(
     at_least_one(steps=steps, registers=registers, questions=questions, every=every)
     settings = {
         "steps": steps, "learning_rate": learning_rate, "seed": seed, "registers": registers, "questions": questions,
-        "every": every, "out": out,
+        "every": every,
     }  # fmt: skip
-    return cells.run("pretrain_micro", cell, [settings], Path(records), (*COMPUTE, __name__), {}, data_files()[:1])
+    compute = partial(cell, out=Path(out))
+    return cells.run("pretrain_micro", compute, [settings], Path(records), (*COMPUTE, __name__), {}, data_files()[:1])
 
 
 def held_out(registers: int, questions: int) -> tuple[list[Document], list[list[Question]]]:
@@ -51,7 +53,7 @@ def held_out(registers: int, questions: int) -> tuple[list[Document], list[list[
 
 
 def cell(
-    steps: int, learning_rate: float, seed: int, registers: int, questions: int, every: int, out: str
+    steps: int, learning_rate: float, seed: int, registers: int, questions: int, every: int, out: Path
 ) -> pd.DataFrame:
     """Pre-train once, measuring along the way."""
     documents, asked = held_out(registers, questions)
@@ -64,7 +66,7 @@ def cell(
                 rows.extend((document, question, step, condition, "accuracy", next(right)) for question in about)
 
     model = pretrain(Schedule(steps=steps, learning_rate=learning_rate, seed=seed), measure, every)
-    _write(model, Path(out))
+    _write(model, out)
     rows += [(d, q, 0, "chance", "chance", q.chance) for d, about in zip(documents, asked, strict=True) for q in about]
     return pd.DataFrame(
         {
