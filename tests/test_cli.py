@@ -50,7 +50,7 @@ def test_figures_redraws_every_known_table_of_the_profile(call, repository):
     path = keep_records(repository)
     keep_records(repository, name="something_else")
     code, out, err = call("figures")
-    assert (code, out) == (0, "figures/micro/lift_vs_icl.png .svg .csv\n")
+    assert (code, out) == (0, "figures/micro/lift_vs_icl.png .svg .csv\nfigures/micro/lift_vs_icl.md\n")
     assert err == "no drawing for papermill_runs/micro/records/something_else.csv\n"
     plots.save("lift_vs_icl", records.read(path)[0], repository / "direct")
     for ending in ("png", "svg", "csv"):
@@ -101,10 +101,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(call, repository, monkeypatch, wo
 
 
 def test_outside_a_repository_every_command_says_so(call, repository, monkeypatch):
-    monkeypatch.chdir(repository / "notebooks")
+    monkeypatch.chdir(repository.parent)
     for word in ("list", "run", "figures"):
         code, _, err = call(word)
-        assert code == 2 and "is no liftlab repository" in err
+        assert code == 2 and "is in no liftlab repository" in err
 
 
 def test_damaged_records_are_a_mistake_of_one_line(call, repository):

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from liftlab.examples import IGNORED, Pair, known_pairs
 from liftlab.lifted import Lifted
@@ -75,6 +76,19 @@ def test_scored_logits_are_the_model_s_own(tiny):
     scored = torch.rand(2, 11) < 0.5
     with torch.no_grad():
         torch.testing.assert_close(scored_logits(tiny.model, ids, scored), tiny.model(ids).logits[:, :-1][scored])
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen2", "qwen3", "gemma2"])
+def test_scored_logits_of_other_architectures_are_the_model_s_own(kind):
+    """Gemma 2 caps its final logits; the others differ in where their layers normalise."""
+    settings = dict(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                    num_key_value_heads=2, head_dim=8, pad_token_id=0)  # fmt: skip
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **settings)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    ids, scored = torch.randint(1, 99, (2, 12)), torch.rand(2, 11) < 0.5
+    with torch.no_grad():
+        torch.testing.assert_close(scored_logits(model, ids, scored), model(ids).logits[:, :-1][scored])
 
 
 def test_gradient_checkpointing_and_batch_shape_change_no_result(tiny):
