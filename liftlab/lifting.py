@@ -73,9 +73,8 @@ def _checkpointing(model, wanted: bool):
     if not wanted:
         yield
         return
-    verb = (
-        "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
-    )  # renamed in transformers 5.2x
+    # the method was renamed within transformers 5
+    verb = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     getattr(model, f"{verb}_checkpointing_enable")({"use_reentrant": False})
     try:
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from importlib.resources import files
@@ -87,10 +88,17 @@ def presets() -> dict[str, Recipe]:
 
 
 def chosen(name: str, model: str, changes: dict[str, str]) -> Recipe:
-    """The recipe `name`, or where it is empty the one made for `model`; `changes` hold YAML values as text."""
+    """The recipe `name`, or where it is empty the one made for `model`; `changes` are JSON values, or plain text."""
     own = f"{model}/lora"
-    values = {field: yaml.safe_load(text) for field, text in changes.items()}
+    values = {field: _value(text) for field, text in changes.items()}
     return Recipe.preset(name or (own if own in presets() else "smollm2/lora"), **values)
+
+
+def _value(text: str):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def _whole(low: int):
@@ -127,7 +135,7 @@ _BOUNDS = {
     "mixed_epochs": _whole(0),
     "segments_in_mixed": _one_of(True, False),
     "pair_context": _one_of(*CONTEXTS),
-    "pair_weight": _number(0),
+    "pair_weight": _number(0, strict=True),
     "style": _one_of(*STYLES),
     "step": _one_of("epoch", "batch"),
     "batch_tokens": _whole(2),

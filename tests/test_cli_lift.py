@@ -54,6 +54,8 @@ MISTAKES = [
     (["lift", "document.txt", "--pairs", "document.txt"], "is not JSON"),
     (["lift", "document.txt", "--set", "offset_tokens=200"], "offset_tokens = 200 is larger than segment_tokens = 64"),
     (["lift", "document.txt", "--set", "rnak=2"], "no field 'rnak'"),
+    (["lift", "document.txt", "--set", "learning_rate=fast"], "learning_rate = 'fast': must be a number above 0"),
+    (["lift", "document.txt", "--set", "pair_weight=0"], "pair_weight = 0: must be a number above 0"),
     (["lift", "document.txt", "--model", "nothing"], "unknown base model 'nothing'"),
     (["lift", "document.txt", "--model", "org/model"], "cannot be fetched"),
     (["lift", "document.txt", "--recipe", "best"], "recipe 'best' is unknown"),
@@ -71,6 +73,14 @@ def test_a_mistake_is_one_line_with_exit_code_2_and_leaves_nothing(folder, words
     assert (said.returncode, message in said.stderr) == (2, True), said.stderr
     assert len(said.stderr.strip().splitlines()) == 1 and "Traceback" not in said.stderr
     assert sorted(folder.iterdir()) == before
+
+
+def test_a_lift_that_diverges_says_so_and_leaves_nothing(folder):
+    said = liftlab_says(
+        "lift", "document.txt", "--model", "micro", "--set", "learning_rate=1e30", "--out", "out", cwd=folder
+    )
+    assert said.returncode == 2 and "Traceback" not in said.stderr and not (folder / "out").exists()
+    assert said.stderr.strip().splitlines()[-1].endswith("lower learning_rate (it is 1e+30)")
 
 
 def test_a_corrupted_weight_file_is_refused_before_anything_is_written(folder):
