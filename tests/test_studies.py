@@ -1,5 +1,3 @@
-import random
-
 import pandas as pd
 import pytest
 
@@ -80,7 +78,6 @@ def test_pre_training_measures_unseen_registers_and_writes_a_model_that_loads(tm
     from liftlab.models import load
     from liftlab.pretraining import TRAINING_SEEDS
 
-    random.seed(0)
     monkeypatch.setattr(pretrain_micro, "Schedule", lambda **kw: _short(**kw))
     frame = pretrain_micro.run(
         steps=2,
