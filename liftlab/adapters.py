@@ -1,6 +1,7 @@
 """Adapters by name, attached to a base model and taken off again without a trace.
 
-LoRA and PiSSA are peft's. "full" trains every weight; it has no PEFT form and is kept as a full set of weights.
+LoRA and PiSSA are peft's, Gated Memory is ours. "full" trains every weight; it has no PEFT form and is kept as a full
+set of weights.
 """
 
 from __future__ import annotations
@@ -13,29 +14,40 @@ from copy import copy
 import peft
 import torch
 
+from liftlab.gated_memory import GatedMemoryConfig
+from liftlab.recipes import Recipe
+
 State = dict[str, torch.Tensor]
-LORA_LIKE = ("lora", "pissa")
-NAMES = (*LORA_LIKE, "full")
 
 
-def check_name(adapter: str) -> None:
-    """ValueError for an adapter that liftlab cannot train, with the ones it can."""
-    if adapter not in NAMES:
-        raise ValueError(f"adapter {adapter!r} is not available: choose one of {', '.join(NAMES)}")
-
-
-def config(adapter: str, rank: int, alpha: float, target_modules: str | tuple[str, ...]) -> peft.PeftConfig | None:
-    """The PEFT config of an adapter, None for "full". `target_modules` is "all-linear" or the projections' names."""
-    check_name(adapter)
-    if adapter == "full":
+def config(recipe: Recipe) -> peft.PeftConfig | None:
+    """The PEFT config of a recipe's adapter, None for "full"."""
+    if recipe.adapter == "full":
         return None
+    return _gated_memory(recipe) if recipe.adapter == "gated_memory" else _lora(recipe)
+
+
+def _lora(recipe: Recipe) -> peft.LoraConfig:
+    modules = recipe.target_modules
     return peft.LoraConfig(
         task_type="CAUSAL_LM",
-        r=rank,
-        lora_alpha=alpha,
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
         lora_dropout=0.0,
-        target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
-        init_lora_weights="pissa" if adapter == "pissa" else True,
+        target_modules=modules if isinstance(modules, str) else list(modules),
+        init_lora_weights="pissa" if recipe.adapter == "pissa" else True,
+    )
+
+
+def _gated_memory(recipe: Recipe) -> GatedMemoryConfig:
+    layers = recipe.layers_to_transform
+    return GatedMemoryConfig(
+        task_type="CAUSAL_LM",
+        memory_width=recipe.memory_width,
+        gate_width=recipe.gate_width,
+        layers_to_transform=None if layers is None else list(layers),
+        init=recipe.init,
+        gate_penalty=recipe.gate_penalty,
     )
 
 
@@ -46,7 +58,7 @@ def attached(model: torch.nn.Module, adapter: peft.PeftConfig | None, state: Sta
     Yields the model to train or ask: a PeftModel, or `model` itself for full fine-tuning (`adapter` is None).
     """
     # PiSSA and full fine-tuning write into the base weights: keep a copy of what they may change
-    changes_base = adapter is None or adapter.init_lora_weights == "pissa"
+    changes_base = adapter is None or getattr(adapter, "init_lora_weights", None) == "pissa"
     before = {k: v.detach().clone() for k, v in model.state_dict().items()} if changes_base else {}
     wrapped = model if adapter is None else _wrap(model, adapter)
     try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import peft
 import torch
@@ -15,10 +16,13 @@ from tqdm import tqdm
 from liftlab import adapters
 from liftlab.documents import Document
 from liftlab.examples import IGNORED, Example, Pair, contextualized_segments, pair_examples, segments
+from liftlab.gated_layer import collected_gates, mean_gate
 from liftlab.lifted import Lifted, Step
 from liftlab.models import BaseModel
 from liftlab.prompts import style
 from liftlab.recipes import Recipe
+
+Watch = Callable[[int, BaseModel], None]
 
 
 def make_examples(
@@ -48,20 +52,27 @@ def make_examples(
 
 
 def lift(
-    base: BaseModel, document: Document, recipe: Recipe, pairs: Sequence[Pair] = (), *, progress: bool = True
+    base: BaseModel,
+    document: Document,
+    recipe: Recipe,
+    pairs: Sequence[Pair] = (),
+    *,
+    watch: Watch | None = None,
+    progress: bool = True,
 ) -> Lifted:
     """Fine-tune `document` (and the auxiliary `pairs`) into a fresh adapter on `base`.
 
-    Raises ValueError for an adapter that cannot be trained, sequences beyond the window, or nothing to train on; and
-    FloatingPointError where the loss stops being a number. In every case the base model is left as it was.
+    `watch(step, model)` sees the model with its adapter before the first step (step 0) and after each one; what it does
+    is not counted in the history's seconds. Raises ValueError for an adapter that the model cannot have, sequences
+    beyond the window, or nothing to train on; and FloatingPointError where the loss stops being a number. In every case
+    the base model is left as it was.
     """
-    adapters.check_name(recipe.adapter)
     stages = make_examples(base, document, recipe, pairs)
     torch.manual_seed(recipe.seed)
-    settings = adapters.config(recipe.adapter, recipe.rank, recipe.alpha, recipe.target_modules)
+    settings = adapters.config(recipe)
     with adapters.attached(base.model, settings) as model, _checkpointing(base.model, recipe.gradient_checkpointing):
         _, start = adapters.trained_state(model) if recipe.adapter == "pissa" else (None, {})
-        history = _train(model, base, recipe, *stages, progress)
+        history = _train(model, base, recipe, *stages, watch, progress)
         adapter, state = adapters.trained_state(model)
         if start:  # a PiSSA adapter applies to base weights that it changed itself: keep it as a LoRA on the real ones
             adapter, state = adapters.as_plain_lora(adapter, start, state)
@@ -82,7 +93,7 @@ def _checkpointing(model, wanted: bool):
         getattr(model, f"{verb}_checkpointing_disable")()
 
 
-def _train(model, base: BaseModel, recipe: Recipe, cut, answered, progress: bool) -> list[Step]:
+def _train(model, base: BaseModel, recipe: Recipe, cut, answered, watch: Watch | None, progress: bool) -> list[Step]:
     """Both stages with one optimizer. Returns a Step an optimizer step."""
     rng = random.Random(f"order {recipe.seed}")
     mixed = [*(cut if recipe.segments_in_mixed else []), *answered]
@@ -94,8 +105,8 @@ def _train(model, base: BaseModel, recipe: Recipe, cut, answered, progress: bool
         weights, recipe.learning_rate, recipe.betas, recipe.epsilon, recipe.weight_decay, fused=True
     )
     history: list[Step] = []
-    tokens, began = 0, time.perf_counter()
     model.train()
+    tokens, began = 0, time.perf_counter() + _watched(watch, 0, model, base)
     with tqdm(total=total, desc=f"lift {base.name}", disable=not progress, unit="step") as bar:
         for epoch, plan in enumerate(plans, start=1):
             for group in [plan] if recipe.step == "epoch" else [[batch] for batch in plan]:
@@ -104,16 +115,31 @@ def _train(model, base: BaseModel, recipe: Recipe, cut, answered, progress: bool
                 history.append(Step(len(history) + 1, epoch, loss, time.perf_counter() - began, tokens))
                 bar.set_postfix(loss=f"{loss:.3f}")
                 bar.update()
+                began += _watched(watch, len(history), model, base)
     return history
+
+
+def _watched(watch: Watch | None, step: int, model, base: BaseModel) -> float:
+    """Seconds that `watch` took; the model trains on afterwards."""
+    if watch is None:
+        return 0.0
+    began = time.perf_counter()
+    model.eval()
+    with torch.no_grad():
+        watch(step, replace(base, model=model))
+    model.train()
+    return time.perf_counter() - began
 
 
 def _step(model, base, optimizer, weights, group: list[list[Example]], recipe: Recipe, done: int, total: int) -> float:
     """One optimizer step over the batches of `group`; the loss is the weighted mean over all its scored tokens."""
     scored = sum(_weight(example, recipe) * example.scored_tokens for batch in group for example in batch)
+    read = sum(len(example.ids) for batch in group for example in batch)
     summed = 0.0
     for batch in group:
-        loss = _batch_loss(model, batch, recipe, base.tokenizer.pad_token_id) / scored
-        loss.backward()
+        with collected_gates(model) if recipe.gate_penalty else nullcontext([]) as gates:
+            loss = _batch_loss(model, batch, recipe, base.tokenizer.pad_token_id) / scored
+        (loss + _penalty(gates, batch, recipe, read)).backward()
         summed += loss.item()
     if not torch.isfinite(torch.tensor(summed)):
         raise FloatingPointError(
@@ -167,6 +193,15 @@ def _batch_loss(model, batch: list[Example], recipe: Recipe, pad: int) -> torch.
     losses = functional.cross_entropy(scored_logits(model, ids, scored), labels[scored], reduction="none")
     weights = torch.tensor([_weight(e, recipe) for e in batch], device=model.device)[:, None].expand_as(labels)[scored]
     return (losses * weights).sum()
+
+
+def _penalty(gates: list[torch.Tensor], batch: list[Example], recipe: Recipe, read: int) -> torch.Tensor | float:
+    """gate_penalty times this batch's part of the mean gate over the step's `read` tokens; 0 without gates."""
+    if not gates:
+        return 0.0
+    lengths = torch.tensor([len(example.ids) for example in batch], device=gates[0].device)
+    mask = torch.arange(gates[0].shape[1], device=lengths.device) < lengths[:, None]  # (batch, tokens): no padding
+    return recipe.gate_penalty * mean_gate(gates, mask) * lengths.sum() / read
 
 
 def scored_logits(model, ids: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:

@@ -13,31 +13,27 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
+from liftlab.canvas import LABELS, NUMBERS, Drawn, PlotError, bars, chance, heading, joined, only, summarised
+from liftlab.gate_plots import gate_values, oracle_gate
 from liftlab.records import replace_file
-from liftlab.statistics import summarise
 
-LABELS = {  # drawing order; position decides colour and marker
-    "closed_book": "base, closed book",
-    "truncated_icl": "truncated ICL",
-    "full_icl": "full ICL",
-    "lift": "LIFT, closed book",
-    "lift_segments_only": "LIFT, segments only",
-    "lift_truncated_icl": "LIFT + truncated ICL",
-}
 PRETRAINING_LABELS = {"in_context": "in context", "closed_book": "closed book"}
 WORDINGS = {"trained": "questions in trained wordings", "held_out": "questions in held-out wordings"}
-MARKERS = "osD^vP"
+ADAPTER_LABELS = {
+    "gated_memory": "Gated Memory, own recipe",
+    "gated_memory_published": "Gated Memory, published schedule",
+    "lora_equal_steps": "LoRA, equal steps",
+    "pissa_equal_steps": "PiSSA, equal steps",
+    "lora_equal_time": "LoRA, equal time",
+    "pissa_equal_time": "PiSSA, equal time",
+    "lora_own": "LoRA, own recipe",
+}
+ADAPTER_PANELS = {"accuracy": "accuracy", "seconds": "training time"}
 DODGE = 0.025  # octaves between neighbouring conditions, so that equal values stay visible
-NUMBERS = ["mean", "low", "high", "documents", "questions", "unit"]
 STYLE = sns.axes_style("ticks") | {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
 SVG = {"svg.hashsalt": "liftlab", "svg.fonttype": "none"}
-
-Drawn = tuple[Figure, pd.DataFrame]
-
-
-class PlotError(ValueError):
-    """The records do not hold what the drawing needs."""
 
 
 def lift_vs_icl(records: pd.DataFrame) -> Drawn:
@@ -46,7 +42,9 @@ def lift_vs_icl(records: pd.DataFrame) -> Drawn:
     Records: metric "exact_match" with columns wording and windows (document_tokens / window); metric "chance".
     """
     by = ["wording", "condition", "windows"]
-    points = pd.concat([_points(records, "exact_match", by, LABELS), _chance(records, ["wording"])], ignore_index=True)
+    points = pd.concat(
+        [summarised(records, "exact_match", by, LABELS), chance(records, ["wording"])], ignore_index=True
+    )
     points = _ordered(points[[*by, *NUMBERS]], {"wording": WORDINGS, "condition": LABELS})
     panels = [wording for wording in WORDINGS if wording in set(points["wording"])]
     figure, axes = _canvas(len(panels), points, records)
@@ -64,14 +62,79 @@ def pretrain_micro(records: pd.DataFrame) -> Drawn:
     Records: metric "accuracy", conditions in_context and closed_book, column step; metric "chance".
     """
     by = ["condition", "step"]
-    points = pd.concat([_points(records, "accuracy", by, PRETRAINING_LABELS), _chance(records, [])], ignore_index=True)
+    points = pd.concat(
+        [summarised(records, "accuracy", by, PRETRAINING_LABELS), chance(records, [])], ignore_index=True
+    )
     points = _ordered(points[[*by, *NUMBERS]], {"condition": PRETRAINING_LABELS})
     figure, axes = _canvas(1, points, records)
     _curves(axes[0], points, "step", PRETRAINING_LABELS, 0)
     return _finished(figure, axes, "training step"), points
 
 
-DRAWINGS: dict[str, Callable[[pd.DataFrame], Drawn]] = {"lift_vs_icl": lift_vs_icl, "pretrain_micro": pretrain_micro}
+def adapters(records: pd.DataFrame) -> Drawn:
+    """Accuracy (0..1) and training seconds of each recipe, a row each.
+
+    Records: metric "exact_match" with column wording; metrics "train_seconds", "steps", "trained_weights", "chance".
+    """
+    points = _adapter_points(records)
+    present = [name for name in ADAPTER_LABELS if name in set(points["condition"])]
+    places = points["condition"].map({name: place for place, name in enumerate(present)})
+    size = (9.6, 0.45 * len(present) + 2.2)  # inches
+    figure, (left, right) = plt.subplots(1, 2, sharey=True, figsize=size, layout="constrained")
+    figure.suptitle(heading(records, points[points["condition"] != "chance"]), fontsize="medium")
+    _accuracies(left, points[points["panel"] == "accuracy"], places)
+    _seconds(right, points[points["panel"] == "seconds"], places)
+    left.set_yticks(range(len(present)), [ADAPTER_LABELS[name] for name in present])
+    left.set_ylim(len(present) - 0.5, -0.5)
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure, points
+
+
+def _adapter_points(records: pd.DataFrame) -> pd.DataFrame:
+    """Both panels' numbers, with the mean steps and trained weights of each condition beside them."""
+    by = ["condition", "wording"]
+    accuracy = [summarised(records, "exact_match", by, ADAPTER_LABELS), chance(records, ["wording"])]
+    seconds = summarised(records, "train_seconds", ["condition"], ADAPTER_LABELS).drop(columns="questions")
+    parts = [joined(accuracy).assign(panel="accuracy"), seconds.assign(panel="seconds")]
+    points = _ordered(joined(parts), {"panel": ADAPTER_PANELS, "condition": ADAPTER_LABELS, "wording": WORDINGS})
+    for name in ("steps", "trained_weights"):
+        means = summarised(records, name, ["condition"], ADAPTER_LABELS).set_index("condition")["mean"]
+        points[name] = points["condition"].map(means)
+    whole = {name: points[name].round().astype("Int64") for name in ("questions", "trained_weights")}
+    return points.assign(**whole)[["panel", *by, *NUMBERS, "steps", "trained_weights"]]
+
+
+def _accuracies(axis: Axes, points: pd.DataFrame, places: pd.Series) -> None:
+    """Filled points for held-out wordings, open ones for trained wordings, and the dotted chance line."""
+    for wording, shift, inside in (("held_out", 0.12, {}), ("trained", -0.12, {"markerfacecolor": "white"})):
+        rows = points[(points["wording"] == wording) & (points["condition"] != "chance")]
+        bars(axis, places[rows.index] + shift, rows, 0, WORDINGS[wording], across=True, linestyle="none", **inside)
+    for place, level in enumerate(points.loc[points["condition"] == "chance", "mean"].unique()):
+        axis.axvline(level, color="0.3", linestyle=":", linewidth=1.2, label="_" * place + "chance", zorder=0)
+    axis.set(xlim=(-0.03, 1.03), xlabel=f"accuracy ({only(points, 'unit')})")
+
+
+def _seconds(axis: Axes, points: pd.DataFrame, places: pd.Series) -> None:
+    """Training seconds; on a log scale where they differ by more than a factor of 10."""
+    bars(axis, places[points.index], points, 0, "_seconds", across=True, linestyle="none")
+    axis.tick_params(axis="y", length=0)
+    axis.set_xlabel("training time (s)")
+    if points["mean"].max() <= 10 * points["mean"].min():
+        axis.set_xlim(left=0)
+        return
+    axis.set(xscale="log", xlabel="training time (s), log scale")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+DRAWINGS: dict[str, Callable[[pd.DataFrame], Drawn]] = {
+    "lift_vs_icl": lift_vs_icl,
+    "pretrain_micro": pretrain_micro,
+    "gate_values": gate_values,
+    "oracle_gate": oracle_gate,
+    "adapters": adapters,
+}
 
 
 def save(name: str, records: pd.DataFrame, folder: str | Path) -> Figure:
@@ -90,44 +153,6 @@ def save(name: str, records: pd.DataFrame, folder: str | Path) -> Figure:
     return figure
 
 
-def _points(records: pd.DataFrame, metric: str, by: list[str], known: dict[str, str]) -> pd.DataFrame:
-    """Mean and interval of `metric` per group of `by`. PlotError for a missing column or an unknown condition."""
-    rows = _measured(records, metric, by)
-    unknown = sorted(set(rows["condition"]) - set(known))
-    if unknown:
-        raise PlotError(f"condition {unknown[0]!r} has no place in this drawing: it knows {', '.join(known)}")
-    return summarise(rows, by).assign(unit=_only(rows, "unit"))
-
-
-def _measured(records: pd.DataFrame, metric: str, by: list[str]) -> pd.DataFrame:
-    absent = [name for name in (*by, "metric", "base_model", "unit") if name not in records.columns]
-    if absent:
-        raise PlotError(
-            f"records lack column {absent[0]!r}, which this drawing needs: they have {list(records.columns)}"
-        )
-    rows = records[records["metric"] == metric]
-    if rows.empty:
-        raise PlotError(f"records hold no metric {metric!r}: they have {', '.join(sorted(set(records['metric'])))}")
-    return rows
-
-
-def _chance(records: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """One chance level per group of `by`, as rows of condition "chance"; no row where none was recorded."""
-    rows = records[records["metric"] == "chance"].assign(condition="chance")
-    if rows.empty:
-        return pd.DataFrame(columns=[*by, "condition", *NUMBERS]).astype({"mean": float, "low": float, "high": float})
-    levels = summarise(rows, [*by, "condition"])
-    return levels.assign(low=np.nan, high=np.nan, unit=_only(rows, "unit"))
-
-
-def _only(rows: pd.DataFrame, column: str) -> str:
-    """The one value that `column` holds; a drawing that mixed several would average over them."""
-    values = sorted(set(rows[column]))
-    if len(values) != 1:
-        raise PlotError(f"records mix several values of {column!r} ({', '.join(values)}): draw one at a time")
-    return values[0]
-
-
 def _ordered(points: pd.DataFrame, orders: dict[str, dict[str, str]]) -> pd.DataFrame:
     """Rows in drawing order, chance last."""
     ranks = {column: {value: rank for rank, value in enumerate(order)} for column, order in orders.items()}
@@ -138,12 +163,9 @@ def _ordered(points: pd.DataFrame, orders: dict[str, dict[str, str]]) -> pd.Data
 
 def _canvas(panels: int, points: pd.DataFrame, records: pd.DataFrame) -> tuple[Figure, list[Axes]]:
     """Empty panels side by side, with the unit on the y axis and model and n in the title."""
-    counts = sorted(set(points.loc[points["condition"] != "chance", "documents"]))
-    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    title = f"{_only(records, 'base_model')}: n = {n} documents a point, bars: 95 % bootstrap interval"
-    unit, size = _only(points, "unit"), (4.2 * panels + 0.8, 4.4)  # size in inches
+    unit, size = only(points, "unit"), (4.2 * panels + 0.8, 4.4)  # size in inches
     figure, axes = plt.subplots(1, panels, sharey=True, squeeze=False, figsize=size, layout="constrained")
-    figure.suptitle(title, fontsize="medium")
+    figure.suptitle(heading(records, points[points["condition"] != "chance"]), fontsize="medium")
     axes[0, 0].set_ylabel(f"accuracy ({unit})")
     return figure, list(axes[0])
 
@@ -153,15 +175,8 @@ def _curves(axis: Axes, points: pd.DataFrame, x: str, labels: dict[str, str], do
     present = [condition for condition in labels if condition in set(points["condition"])]
     for place, condition in enumerate(present):
         rows, style = points[points["condition"] == condition], list(labels).index(condition)
-        axis.errorbar(
-            rows[x] * 2 ** (dodge * (place - (len(present) - 1) / 2)),
-            rows["mean"],
-            yerr=[(rows["mean"] - rows["low"]).clip(lower=0), (rows["high"] - rows["mean"]).clip(lower=0)],
-            color=sns.color_palette("colorblind")[style],
-            marker=MARKERS[style],
-            label=labels[condition],
-            **{"markersize": 5, "linewidth": 1.2, "elinewidth": 0.9, "capsize": 2, "clip_on": False},
-        )
+        shifted = rows[x] * 2 ** (dodge * (place - (len(present) - 1) / 2))
+        bars(axis, shifted, rows, style, labels[condition])
     for level in points.loc[points["condition"] == "chance", "mean"]:
         axis.axhline(level, color="0.3", linestyle=":", linewidth=1.2, label="chance", zorder=0)
 

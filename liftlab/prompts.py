@@ -30,10 +30,14 @@ class PromptStyle:
 
     def text(self, question: str, title: str = "", context: str | None = None) -> str:
         """The prompt's text before the chat template."""
+        return "".join(text for _, text in self.pieces(question, title, context))
+
+    def pieces(self, question: str, title: str = "", context: str | None = None) -> list[tuple[str, str]]:
+        """`text` in pieces: (question, title, context, or "" for the style's own wording; the piece's text)."""
         template = self.question if context is None else self.with_context
         fields = {"question": question, "title": title, "context": context or ""}
         parts = Formatter().parse(template)
-        return "".join(literal + (fields[name] if name else "") for literal, name, _, _ in parts)
+        return [piece for literal, name, _, _ in parts for piece in (("", literal), (name or "", fields.get(name, "")))]
 
 
 PLAIN = PromptStyle("{question}", "{context}\n{question}")
@@ -63,14 +67,18 @@ def style(name: str) -> PromptStyle:
 
 def encode_prompt(tokenizer, text: str, style: PromptStyle) -> list[int]:
     """Token ids that the answer is appended to: chat template with the assistant's turn opened, or raw without BOS."""
+    return tokenizer(render(tokenizer, text, style), add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def render(tokenizer, text: str, style: PromptStyle) -> str:
+    """The prompt's whole text, that its token ids are made from."""
     if not style.chat:
-        return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return text
     if not tokenizer.chat_template:
         raise ValueError("this tokenizer has no chat template: choose a raw prompt style such as loogle_v1")
     messages = [{"role": "system", "content": style.system}] if style.system else []
     messages.append({"role": "user", "content": text})
-    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
 def head_and_tail(tokenizer, text: str, budget_tokens: int) -> str:
@@ -78,10 +86,20 @@ def head_and_tail(tokenizer, text: str, budget_tokens: int) -> str:
 
     The head gives up the separator's tokens (paper, "Asking"): head = budget/2 - separator, tail = budget/2.
     """
+    return joined(text, cut(tokenizer, text, budget_tokens))
+
+
+def joined(text: str, ends: tuple[int, int] | None) -> str:
+    """Head, "..." and tail of `text`, where `cut` says; `text` where that is None."""
+    return text if ends is None else f"{text[: ends[0]]}\n{SEPARATOR}\n{text[ends[1] :]}"
+
+
+def cut(tokenizer, text: str, budget_tokens: int) -> tuple[int, int] | None:
+    """The characters at which the head ends and the tail starts (see head_and_tail), None where `text` fits."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     offsets = encoded["offset_mapping"]
     if len(offsets) <= budget_tokens:
-        return text
+        return None
     separator = len(tokenizer(f"\n{SEPARATOR}\n", add_special_tokens=False)["input_ids"])
     head, tail = budget_tokens // 2 - separator, budget_tokens // 2
     if head < 1:
@@ -89,7 +107,7 @@ def head_and_tail(tokenizer, text: str, budget_tokens: int) -> str:
             f"a budget of {budget_tokens} tokens leaves no room for head and tail: "
             "use a model with a larger window or ask a shorter question"
         )
-    return f"{text[: offsets[head - 1][1]]}\n{SEPARATOR}\n{text[offsets[-tail][0] :]}"
+    return offsets[head - 1][1], offsets[-tail][0]
 
 
 def put(
@@ -106,10 +124,25 @@ def put(
     `context`: "none" = closed book; "truncated" = head and tail of the document fill what the window leaves;
     "full" = the whole document, or None where it does not fit.
     """
+    fitted = fit(tokenizer, document, question, context, window, answer_tokens, style)
+    return None if fitted is None else fitted[0]
+
+
+def fit(
+    tokenizer,
+    document: Document,
+    question: Question | str,
+    context: str,
+    window: int,
+    answer_tokens: int,
+    style: PromptStyle = PLAIN,
+) -> tuple[list[int], tuple[int, int] | None] | None:
+    """What `put` gives, and where the document was cut for it (see `cut`); None for the latter where it was not."""
     if context not in CONTEXTS:
         raise ValueError(f"context {context!r} is unknown: choose one of {', '.join(CONTEXTS)}")
     asked = question if isinstance(question, str) else question.text
     room = window - answer_tokens
+    ends = None
 
     def ids(text: str | None) -> list[int]:
         return encode_prompt(tokenizer, style.text(asked, document.title, text), style)
@@ -118,18 +151,19 @@ def put(
         prompt = ids(None)
     elif context == "full":
         prompt = ids(document.text)
-        return prompt if len(prompt) <= room else None
+        return (prompt, None) if len(prompt) <= room else None
     else:
         prompt = ids(document.text)
         budget = room - len(ids(""))
         while (
             len(prompt) > room and budget > 0
         ):  # cutting text can change how its edges tokenize: take it off the budget
-            prompt = ids(head_and_tail(tokenizer, document.text, budget))
+            ends = cut(tokenizer, document.text, budget)
+            prompt = ids(joined(document.text, ends))
             budget -= max(1, len(prompt) - room)
     if len(prompt) > room:
         raise ValueError(
             f"the question takes {len(prompt)} tokens and the answer {answer_tokens}, the window is {window} tokens: "
             "ask a shorter question or use a model with a larger window"
         )
-    return prompt
+    return prompt, ends

@@ -11,6 +11,8 @@ import yaml
 
 from liftlab.prompts import CONTEXTS, STYLES
 
+ADAPTERS = ("lora", "pissa", "gated_memory", "full")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -19,10 +21,15 @@ class Recipe:
     The published values are in paper/recipes.yaml; `Recipe.preset(name, field=...)` gives one, varied.
     """
 
-    adapter: str = "lora"  # lora, pissa, full; gated_memory is named by published recipes
+    adapter: str = "lora"  # lora, pissa, gated_memory, full
     rank: int = 16
     alpha: float = 32.0
     target_modules: str | tuple[str, ...] = "all-linear"  # or the projections' names
+    memory_width: int | None = None  # this and the next four: gated_memory only, see GatedMemoryConfig
+    gate_width: int | None = None
+    layers_to_transform: tuple[int, ...] | None = None
+    init: str = "released"
+    gate_penalty: float = 0.0
     learning_rate: float = 1e-4
     segment_tokens: int = 2048
     offset_tokens: int = 768
@@ -47,7 +54,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("target_modules", "betas"):
+        for name in ("target_modules", "betas", "layers_to_transform"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, (fits, bound) in _BOUNDS.items():
@@ -59,6 +66,11 @@ class Recipe:
                 f"recipe: offset_tokens = {self.offset_tokens} is larger than segment_tokens = {self.segment_tokens}, "
                 "so tokens between two segments would never be trained on: make it at most segment_tokens"
             )
+        for name in ("memory_width", "gate_width", "layers_to_transform", "init", "gate_penalty"):
+            if self.adapter != "gated_memory" and getattr(self, name) != getattr(Recipe, name):
+                raise ValueError(
+                    f"recipe: {name} = {getattr(self, name)!r} is for gated_memory, not {self.adapter}: leave it out"
+                )
         if self.segment_epochs + self.mixed_epochs == 0:
             raise ValueError("recipe: segment_epochs and mixed_epochs are both 0: nothing would be trained, raise one")
 
@@ -118,14 +130,29 @@ def _one_of(*values):
     return lambda v: v in values, f"one of {', '.join(map(str, values))}"
 
 
+def _or_nothing(bound):
+    fits, words = bound
+    return lambda v: v is None or fits(v), f"{words}, or nothing"
+
+
 _BOUNDS = {
-    "adapter": _one_of("lora", "pissa", "full", "gated_memory"),
+    "adapter": _one_of(*ADAPTERS),
     "rank": _whole(1),
     "alpha": _number(0, strict=True),
     "target_modules": (
         lambda v: v == "all-linear" or (isinstance(v, tuple) and v),
         '"all-linear" or a list of module names',
     ),
+    "memory_width": _or_nothing(_whole(1)),
+    "gate_width": _or_nothing(_whole(1)),
+    "layers_to_transform": _or_nothing(
+        (
+            lambda v: isinstance(v, tuple) and v and all(_whole(0)[0](index) for index in v),
+            "a list of layer indices from 0",
+        )
+    ),
+    "init": _one_of("released", "per_head", "neutral"),
+    "gate_penalty": _number(0),
     "learning_rate": _number(0, strict=True),
     "segment_tokens": _whole(2),
     "offset_tokens": _whole(1),
@@ -139,7 +166,7 @@ _BOUNDS = {
     "style": _one_of(*STYLES),
     "step": _one_of("epoch", "batch"),
     "batch_tokens": _whole(2),
-    "batch_examples": (lambda v: v is None or _whole(1)[0](v), "a whole number, at least 1, or nothing"),
+    "batch_examples": _or_nothing(_whole(1)),
     "warmup_steps": _whole(0),
     "schedule": _one_of("constant", "linear"),
     "betas": (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "two numbers in 0..1 (1 excluded)"),

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from liftlab import adapters
+from liftlab.recipes import ADAPTERS, Recipe
 
 
 def logits(model, ids):
@@ -15,7 +16,7 @@ def weights(model):
 
 
 def settings(name):
-    return adapters.config(name, 4, 8.0, "all-linear")
+    return adapters.config(Recipe(adapter=name, rank=4, alpha=8.0))
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_a_fresh_lora_changes_no_logit(tiny, ids):
         assert torch.equal(logits(wrapped, ids), before)
 
 
-@pytest.mark.parametrize("name", adapters.NAMES)
+@pytest.mark.parametrize("name", ADAPTERS)
 def test_a_removed_adapter_leaves_weights_logits_and_modules_bit_for_bit(tiny, ids, name):
     before, said, modules = weights(tiny.model), logits(tiny.model, ids), [n for n, _ in tiny.model.named_modules()]
     with adapters.attached(tiny.model, settings(name)) as wrapped:
@@ -52,14 +53,14 @@ def test_a_removed_adapter_leaves_weights_logits_and_modules_bit_for_bit(tiny, i
 
 def test_an_error_while_attached_leaves_the_base_as_it_was(tiny, ids):
     said = logits(tiny.model, ids)
-    for name in adapters.NAMES:
+    for name in ADAPTERS:
         with pytest.raises(RuntimeError, match="stop"), adapters.attached(tiny.model, settings(name)) as wrapped:
             train(wrapped, ids)
             raise RuntimeError("stop")
         assert torch.equal(logits(tiny.model, ids), said)
 
 
-@pytest.mark.parametrize("name", ["lora", "full"])
+@pytest.mark.parametrize("name", ["lora", "gated_memory", "full"])
 def test_weights_put_back_answer_as_they_did(tiny, ids, name):
     with adapters.attached(tiny.model, settings(name)) as wrapped:
         train(wrapped, ids)
@@ -94,6 +95,25 @@ def test_weights_of_another_shape_of_model_are_refused(tiny):
     assert not hasattr(tiny.model, "peft_config")
 
 
-def test_an_unknown_adapter_is_named_with_the_known_ones(tiny):
-    with pytest.raises(ValueError, match="adapter 'dora' is not available: choose one of lora, pissa, full"):
-        adapters.config("dora", 4, 8.0, "all-linear")
+def test_a_recipe_s_gated_memory_settings_reach_its_networks(tiny):
+    chosen = {"memory_width": 5, "gate_width": 3, "layers_to_transform": (1,), "init": "neutral", "gate_penalty": 0.5}
+    config = adapters.config(Recipe(adapter="gated_memory", **chosen))
+    with adapters.attached(tiny.model, config) as wrapped:
+        shapes = {k.split(".")[-2]: tuple(v.shape) for k, v in wrapped.state_dict().items() if "gated_memory" in k}
+        held = {k.split("gated_memory.default.")[1]: v for k, v in wrapped.state_dict().items() if "gated_memory" in k}
+        assert all(".layers.1." in key for key in wrapped.state_dict() if "gated_memory" in key) and shapes
+    shapes = {name: tuple(weight.shape) for name, weight in held.items()}
+    assert shapes == {"memory_in": (4, 8, 5), "memory_out": (4, 5, 8), "gate_in": (4, 8, 3), "gate_out": (4, 3, 1)}
+    assert config.gate_penalty == 0.5 and not held["gate_out"].any()
+
+
+def test_gated_memory_of_another_shape_of_model_is_refused_and_leaves_no_trace(tiny, ids):
+    said = logits(tiny.model, ids)
+    with adapters.attached(tiny.model, adapters.config(Recipe(adapter="gated_memory", layers_to_transform=(0,)))) as w:
+        _, state = adapters.trained_state(w)
+    with (
+        pytest.raises(ValueError, match="absent in the adapter"),
+        adapters.attached(tiny.model, settings("gated_memory"), state),
+    ):
+        pass
+    assert torch.equal(logits(tiny.model, ids), said) and not hasattr(tiny.model, "peft_config")

@@ -46,6 +46,7 @@ def test_a_document_is_lifted_and_asked(folder):
         assert context != "none" or asked.stdout.strip() == question.answer
 
 
+GATED = ["--set", "adapter=gated_memory"]
 MISTAKES = [
     (["lift", "none.txt"], "no such document"),
     (["lift", "empty.txt"], "is empty"),
@@ -59,7 +60,13 @@ MISTAKES = [
     (["lift", "document.txt", "--model", "nothing"], "unknown base model 'nothing'"),
     (["lift", "document.txt", "--model", "org/model"], "cannot be fetched"),
     (["lift", "document.txt", "--recipe", "best"], "recipe 'best' is unknown"),
-    (["lift", "document.txt", "--set", "adapter=gated_memory"], "adapter 'gated_memory' is not available"),
+    (
+        ["lift", "document.txt", "--set", "adapter=gated_memory", "--set", "layers_to_transform=[9]"],
+        "layer 9 does not exist",
+    ),
+    (["lift", "document.txt", *GATED, "--set", "gate_width=0"], "gate_width = 0: must be"),
+    (["lift", "document.txt", "--set", "gate_width=4"], "gate_width = 4 is for gated_memory, not lora"),
+    (["lift", "document.txt", "--set", "adapter=dora"], "adapter = 'dora': must be one of lora, pissa, gated_memory"),
 ]
 
 

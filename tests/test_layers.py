@@ -9,14 +9,15 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "liftlab"
 ORDER = [
-    "documents", "worlds", "prompts", "examples", "gguf_weights", "hub_weights", "models", "adapters", "recipes",
-    "records", "lifted", "lifting", "answering", "scoring", "branches", "pretraining", "statistics", "cells",
-    "studies.registers",
-    "studies.lift_vs_icl", "studies.pretrain_micro", "plots", "tables", "parameters", "runner", "cli",
+    "documents", "worlds", "prompts", "examples", "gguf_weights", "hub_weights", "models", "gated_layer",
+    "gated_memory", "recipes", "adapters", "records", "lifted", "lifting", "answering", "scoring", "probes.layout",
+    "probes.gates", "probes.oracle_gate", "branches", "pretraining", "statistics", "cells", "studies.registers",
+    "studies.lift_vs_icl", "studies.gate_values", "studies.oracle_gate", "studies.adapters", "studies.pretrain_micro",
+    "canvas", "gate_plots", "plots", "tables", "parameters", "runner", "cli",
 ]  # fmt: skip
 WITHOUT_TORCH = [
-    "documents", "worlds", "prompts", "examples", "scoring", "records", "statistics", "cells", "plots", "tables",
-    "parameters", "runner", "cli",
+    "documents", "worlds", "prompts", "examples", "scoring", "records", "statistics", "cells", "canvas", "gate_plots",
+    "plots", "tables", "parameters", "runner", "cli",
 ]  # fmt: skip
 
 

@@ -1,12 +1,17 @@
 import math
+import random
+import time
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from liftlab import adapters
 from liftlab.examples import IGNORED, Pair, known_pairs
+from liftlab.gated_layer import collected_gates, mean_gate
 from liftlab.lifted import Lifted
-from liftlab.lifting import _batch_loss, _batches, lift, make_examples, scored_logits
+from liftlab.lifting import _batch_loss, _batches, _penalty, lift, make_examples, scored_logits
 from liftlab.recipes import Recipe
 from liftlab.worlds import register
 
@@ -32,10 +37,11 @@ def reference_loss(model, examples, weight=lambda e: 1.0):
     return total / scored
 
 
-@pytest.mark.parametrize("adapter", ["lora", "pissa", "full"])
+@pytest.mark.parametrize("adapter", ["lora", "pissa", "gated_memory", "full"])
 def test_lifting_lowers_the_loss_and_leaves_the_base_bit_for_bit(tiny, adapter):
     before = weights(tiny.model)
-    recipe = Recipe.preset("micro/lora", rank=4, mixed_epochs=6, adapter=adapter, segment_tokens=48, offset_tokens=18)
+    fast = {"learning_rate": 0.1, "init": "per_head", "mixed_epochs": 12} if adapter == "gated_memory" else {}
+    recipe = replace(QUICK, **{"mixed_epochs": 6, "adapter": adapter, **fast})
     lifted = lift(tiny, DOCUMENT, recipe, known_pairs(DOCUMENT), progress=False)
     assert all(torch.equal(value, before[key]) for key, value in weights(tiny.model).items())
     examples = sum(make_examples(tiny, DOCUMENT, recipe, known_pairs(DOCUMENT)), [])
@@ -118,6 +124,70 @@ def test_two_stages_share_one_optimizer_with_one_step_an_epoch(tiny):
     assert [b - a for a, b in zip([0, *read], read, strict=False)] == [size[0]] * 3 + [sum(size)] * 5
 
 
+@pytest.mark.parametrize("adapter", ["lora", "gated_memory"])
+def test_watching_a_lift_changes_nothing_of_it(tiny, adapter):
+    recipe = replace(QUICK, adapter=adapter)
+    pairs, seen = known_pairs(DOCUMENT), []
+
+    def watch(step, base):
+        assert not base.model.training and not torch.is_grad_enabled()
+        seen.append((step, base.model(input_ids=torch.arange(6, 30)[None]).logits))
+
+    watched = lift(tiny, DOCUMENT, recipe, pairs, watch=watch, progress=False)
+    plain = lift(tiny, DOCUMENT, recipe, pairs, progress=False)
+    assert [step for step, _ in seen] == list(range(len(plain.history) + 1))
+    assert [s.loss for s in watched.history] == [s.loss for s in plain.history]
+    assert all(torch.equal(value, watched.state[key]) for key, value in plain.state.items())
+    with plain.on(tiny) as on:
+        assert torch.equal(on.model(input_ids=torch.arange(6, 30)[None]).logits, seen[-1][1])
+
+
+def test_seconds_spent_watching_are_not_training_seconds(tiny):
+    watched = lift(tiny, DOCUMENT, QUICK, watch=lambda step, base: time.sleep(0.2), progress=False)
+    assert watched.history[-1].seconds < 0.2 * len(watched.history)
+
+
+def test_the_gate_penalty_s_gradient_is_that_of_the_mean_gate_over_real_tokens(tiny):
+    """However a step is batched and padded, its penalty is gate_penalty * mean gate over all its real tokens."""
+    recipe = replace(QUICK, adapter="gated_memory", gate_penalty=30.0, step="epoch", batch_tokens=100, mixed_epochs=1)
+    examples = sum(make_examples(tiny, DOCUMENT, recipe, known_pairs(DOCUMENT)), [])
+    torch.manual_seed(recipe.seed)
+    with adapters.attached(tiny.model, adapters.config(recipe)) as model:
+        lengths, gates = [len(e.ids) for e in examples], []
+        for e in examples:
+            with collected_gates(model) as one:
+                model(input_ids=torch.tensor([e.ids]))
+            gates.append(torch.stack(one).mean())
+        expected = sum(n * g for n, g in zip(lengths, gates, strict=True)) / sum(lengths)
+        whole = torch.autograd.grad(
+            30.0 * expected, [p for p in model.parameters() if p.requires_grad], allow_unused=True
+        )
+        batches = _batches(examples, recipe, random.Random(0))
+        parts = 0.0
+        for batch in batches:
+            with collected_gates(model) as seen:
+                _batch_loss(model, batch, recipe, tiny.tokenizer.pad_token_id)
+            parts = parts + _penalty(seen, batch, recipe, sum(lengths))
+        split = torch.autograd.grad(parts, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+        assert float(parts.detach()) == pytest.approx(30.0 * float(expected.detach()), rel=1e-5)
+        for a, b in zip(whole, split, strict=True):
+            assert (a is None) == (b is None)  # the last layer's memory feeds no gate
+            if a is not None:
+                torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_a_large_gate_penalty_closes_the_gates_and_is_not_in_the_loss_shown(tiny):
+    def closed(penalty):
+        recipe = replace(QUICK, adapter="gated_memory", gate_penalty=penalty, learning_rate=0.1, mixed_epochs=12)
+        lifted = lift(tiny, DOCUMENT, recipe, known_pairs(DOCUMENT), progress=False)
+        with torch.no_grad(), lifted.on(tiny) as on, collected_gates(on.model) as gates:
+            on.model(input_ids=torch.arange(6, 30)[None])
+        return lifted.history[0].loss, float(mean_gate(gates))
+
+    (first, free), (same, penalised) = closed(0.0), closed(100.0)
+    assert first == pytest.approx(same, abs=1e-6) and penalised < free / 2, (free, penalised)
+
+
 def test_batches_hold_every_example_once_within_the_budget(tiny):
     import random
 
@@ -145,7 +215,10 @@ def test_contextualized_segments_train_within_the_window(tiny):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"adapter": "gated_memory"}, "adapter 'gated_memory' is not available"),
+        (
+            {"adapter": "gated_memory", "layers_to_transform": [2]},
+            "layer 2 does not exist: the model has layers 0 to 1",
+        ),
         ({"segment_tokens": 400, "offset_tokens": 100, "document": 600}, "the window of tiny is 256"),
         ({"learning_rate": 1e30, "mixed_epochs": 9}, "lower learning_rate"),
     ],

@@ -5,6 +5,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from test_gate_plots import gate_records, oracle_records
 
 from liftlab import plots
 from liftlab.statistics import summarise
@@ -39,7 +40,32 @@ def pretraining_records():
     return pd.DataFrame(rows)
 
 
-RECORDS = {"lift_vs_icl": lift_records, "pretrain_micro": pretraining_records}
+def adapter_records(seconds=(40.0, 30.0, 12.0, 13.0, 40.0, 41.0)):
+    """Two seeds and questions a document and recipe; `seconds`, steps and weights differ by recipe."""
+    rng, rows = np.random.default_rng(0), []
+    for document in range(4):
+        at = BASE | {"document": f"register-{document}", "wording": "", "question": ""}
+        for wording in ("trained", "held_out"):
+            rows += [at | {"condition": "chance", "metric": "chance", "value": CHANCE, "wording": wording}]
+        for seed in (0, 1):
+            for place, (condition, spent) in enumerate(zip(plots.ADAPTER_LABELS, seconds, strict=False)):
+                row = at | {"seed": seed, "condition": condition}
+                for wording in ("trained", "held_out"):
+                    asked = row | {"metric": "exact_match", "wording": wording}
+                    rows += [asked | {"question": str(q), "value": float(rng.random() < 0.6)} for q in range(2)]
+                rows.append(row | {"metric": "steps", "unit": "steps", "value": 100.0 + place + document % 2})
+                rows.append(row | {"metric": "train_seconds", "unit": "s", "value": spent + document + seed})
+                rows.append(row | {"metric": "trained_weights", "unit": "weights", "value": 1234567.0 + place})
+    return pd.DataFrame(rows)
+
+
+RECORDS = {
+    "lift_vs_icl": lift_records,
+    "pretrain_micro": pretraining_records,
+    "gate_values": gate_records,
+    "oracle_gate": oracle_records,
+    "adapters": adapter_records,
+}
 
 
 @pytest.fixture(params=sorted(plots.DRAWINGS))
@@ -107,7 +133,8 @@ def test_save_leaves_three_files_no_open_figure_and_searchable_text(tmp_path, na
     assert plt.get_fignums() == []
     assert sorted(path.name for path in (tmp_path / "micro").iterdir()) == [f"{name}.csv", f"{name}.png", f"{name}.svg"]
     svg = (tmp_path / "micro" / f"{name}.svg").read_text()
-    assert "n = 4 documents" in svg and "chance" in svg and "<dc:date>" not in svg
+    assert "n = 4 documents" in svg and "<dc:date>" not in svg
+    assert ("chance" in svg) == ("chance" in set(RECORDS[name]()["metric"]))
     assert b"\r" not in (tmp_path / "micro" / f"{name}.csv").read_bytes()
     assert figure.axes
 
@@ -133,6 +160,69 @@ def test_one_document_is_drawn_without_an_interval(tmp_path, name):
     plots.save(name, records[records["document"] == "register-0"], tmp_path)
     table = pd.read_csv(tmp_path / f"{name}.csv")
     assert table["low"].isna().all() and table["mean"].notna().all()
+
+
+def test_recipes_stand_in_order_with_their_steps_weights_and_seconds(tmp_path):
+    """Hand-computed: seconds 40 + mean(0..3) + mean(0, 1); weights are written in full; a recipe not run has no row."""
+    records = adapter_records()
+    plots.save("adapters", records, tmp_path)
+    text = (tmp_path / "adapters.csv").read_text()
+    table = pd.read_csv(tmp_path / "adapters.csv")
+    present = list(plots.ADAPTER_LABELS)[:6]
+    assert list(dict.fromkeys(table["condition"])) == [*present, "chance"] and "lora_own" not in text
+    assert "1234567" in text and "1.23457e+06" not in text
+    first = table[(table["panel"] == "seconds") & (table["condition"] == "gated_memory")].iloc[0]
+    assert (first["mean"], first["steps"], first["documents"]) == (42.0, 100.5, 4)
+    measured = table[(table["panel"] == "accuracy") & (table["condition"] != "chance")]
+    right = records[records["metric"] == "exact_match"].groupby(["condition", "wording", "document"])["value"].mean()
+    expected = right.groupby(["condition", "wording"]).mean()
+    means = measured.set_index(["condition", "wording"])["mean"]
+    np.testing.assert_allclose(means, expected.loc[means.index], rtol=1e-5)
+    assert set(measured["questions"]) == {4 * 2 * 2}
+    np.testing.assert_allclose(table.loc[table["condition"] == "chance", "mean"], CHANCE)
+
+
+def test_recipes_are_drawn_at_their_numbers_held_out_filled_and_trained_open(tmp_path):
+    figure = plots.save("adapters", adapter_records(), tmp_path)
+    table = pd.read_csv(tmp_path / "adapters.csv").query("condition != 'chance'")
+    held_out, trained = (container.lines[0] for container in figure.axes[0].containers)
+    assert trained.get_markerfacecolor() == "white" and held_out.get_markerfacecolor() != "white"
+    np.testing.assert_allclose(held_out.get_xdata(), table.loc[table["wording"] == "held_out", "mean"], rtol=1e-5)
+    np.testing.assert_allclose(trained.get_xdata(), table.loc[table["wording"] == "trained", "mean"], rtol=1e-5)
+    seconds = figure.axes[1].containers[0].lines[0].get_xdata()
+    np.testing.assert_allclose(seconds, table.loc[table["panel"] == "seconds", "mean"], rtol=1e-5)
+    top = figure.axes[0].get_ylim()
+    assert top[0] > top[1]  # the first recipe is at the top
+
+
+@pytest.mark.parametrize(("seconds", "scale"), [((40.0, 30.0), "linear"), ((40.0, 1.0), "log")])
+def test_seconds_that_differ_tenfold_are_on_a_log_scale(tmp_path, seconds, scale):
+    figure = plots.save("adapters", adapter_records(seconds), tmp_path)
+    assert figure.axes[1].get_xscale() == scale
+
+
+@pytest.mark.parametrize("drawing", ["gate_values", "oracle_gate", "adapters"])
+def test_new_drawings_refuse_mixed_models_and_unknown_conditions(tmp_path, drawing):
+    records = RECORDS[drawing]()
+    for change, words in (
+        ({"base_model": ["a"] + ["b"] * (len(records) - 1)}, r"mix several values of 'base_model' \(a, b\)"),
+        ({"condition": "guess"}, "condition 'guess' has no place in this drawing"),
+        ({"metric": "f1"}, "records hold no metric '.*': they have f1"),
+    ):
+        with pytest.raises(plots.PlotError, match=words) as error:
+            plots.save(drawing, records.assign(**change), tmp_path)
+        assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == [] and plt.get_fignums() == []
+
+
+@pytest.mark.parametrize(
+    ("drawing", "column"),
+    [*(("gate_values", name) for name in ("step", "layer", "head", "role", "tokens", "evidence_place", "wording")),
+     ("oracle_gate", "layer"), ("oracle_gate", "role"), ("adapters", "wording")],
+)  # fmt: skip
+def test_a_missing_column_is_named(tmp_path, drawing, column):
+    with pytest.raises(plots.PlotError, match=f"records lack column '{column}'"):
+        plots.save(drawing, RECORDS[drawing]().drop(columns=column), tmp_path)
 
 
 @pytest.mark.parametrize(

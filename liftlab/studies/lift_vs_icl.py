@@ -11,7 +11,7 @@ import pandas as pd
 from liftlab import cells
 from liftlab.answering import CONDITIONS, answer
 from liftlab.documents import Document, Question
-from liftlab.examples import document_ids, known_pairs
+from liftlab.examples import known_pairs
 from liftlab.lifting import lift
 from liftlab.models import BaseModel
 from liftlab.prompts import style
@@ -20,6 +20,7 @@ from liftlab.scoring import SCORES
 from liftlab.studies.registers import (
     COMPUTE,
     FIRST_DOCUMENT,
+    about,
     ask_facts,
     at_least_one,
     base_model,
@@ -87,11 +88,10 @@ def cell(
     for seed, condition, on, context in _situations(model, document, plan, conditions, seeds):
         said = answer(on, document, asked, context, answer_tokens=answer_tokens, style=style(plan.style))
         rows += [(seed, condition, *row) for row in _scored(asked, said)]
-    tokens = len(document_ids(model.tokenizer, document))
     return pd.DataFrame(
         {
-            "study": "lift_vs_icl", "base_model": base, "document": document.name, "document_tokens": tokens,
-            "windows": windows, "seed": seed, "condition": condition, "wording": question.wording,
+            **about("lift_vs_icl", base, model, document), "windows": windows, "seed": seed,
+            "condition": condition, "wording": question.wording,
             "question": question.text, "kind": question.kind, "depth": document.depth(question),
             "metric": metric, "unit": "share of questions", "value": float(value),
         }

@@ -11,13 +11,14 @@ from pathlib import Path
 from liftlab.documents import Document, Question
 from liftlab.examples import document_ids
 from liftlab.models import BaseModel, load
+from liftlab.recipes import Recipe
 from liftlab.worlds import register
 
 COMPUTE = tuple(  # a change in any of these modules makes a record stale
     f"liftlab.{name}"
     for name in (
-        "documents", "worlds", "prompts", "examples", "gguf_weights", "hub_weights", "models", "adapters", "recipes",
-        "lifted", "lifting", "answering", "scoring", "studies.registers",
+        "documents", "worlds", "prompts", "examples", "gguf_weights", "hub_weights", "models", "gated_layer",
+        "gated_memory", "recipes", "adapters", "lifted", "lifting", "answering", "scoring", "studies.registers",
     )
 )  # fmt: skip
 FIRST_DOCUMENT = 200  # studies lift registers from this seed on; smaller ones are for choosing settings
@@ -58,6 +59,23 @@ def ask_facts(document: Document, count: int, seed: int) -> list[Question]:
         facts.setdefault((question.evidence, question.answer), {}).setdefault(question.wording, []).append(question)
     chosen = rng.sample(list(facts.values()), min(count, len(facts)))
     return [rng.choice(wordings[use]) for wordings in chosen for use in ("trained", "held_out")]
+
+
+def about(study: str, base: str, model: BaseModel, document: Document) -> dict:
+    """The columns that every record of one document shares."""
+    tokens = len(document_ids(model.tokenizer, document))
+    return {"study": study, "base_model": base, "document": document.name, "document_tokens": tokens}
+
+
+def gated_recipe(name: str, changes: dict) -> Recipe:
+    """The recipe; ValueError where its adapter has no gates to probe."""
+    recipe = Recipe.preset(name, **changes)
+    if recipe.adapter != "gated_memory":
+        raise ValueError(
+            f"recipe {name!r} trains adapter {recipe.adapter}, which has no gates: "
+            "choose a recipe with adapter gated_memory, such as micro/gated_memory"
+        )
+    return recipe
 
 
 def at_least_one(**counts: int) -> None:

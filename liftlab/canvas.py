@@ -1,0 +1,126 @@
+"""What every drawing needs: rows chosen and averaged, points with their bars, a title naming base model and n."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from liftlab.statistics import summarise
+
+LABELS = {  # drawing order; position decides colour and marker
+    "closed_book": "base, closed book",
+    "truncated_icl": "truncated ICL",
+    "full_icl": "full ICL",
+    "lift": "LIFT, closed book",
+    "lift_segments_only": "LIFT, segments only",
+    "lift_truncated_icl": "LIFT + truncated ICL",
+}
+MARKERS = "osD^vP"
+NUMBERS = ["mean", "low", "high", "documents", "questions", "unit"]
+SUMMARY = [name for name in NUMBERS if name != "questions"]
+LINE = {"markersize": 5, "linewidth": 1.2, "elinewidth": 0.9, "capsize": 2, "clip_on": False}
+
+Drawn = tuple[Figure, pd.DataFrame]
+
+
+class PlotError(ValueError):
+    """The records do not hold what the drawing needs."""
+
+
+def measured(records: pd.DataFrame, metric: str, columns: list[str]) -> pd.DataFrame:
+    """The rows of `metric`. PlotError where there are none, or one of `columns` is missing."""
+    absent = [name for name in (*columns, "metric", "base_model", "unit") if name not in records.columns]
+    if absent:
+        raise PlotError(
+            f"records lack column {absent[0]!r}, which this drawing needs: they have {list(records.columns)}"
+        )
+    rows = records[records["metric"] == metric]
+    if rows.empty:
+        raise PlotError(f"records hold no metric {metric!r}: they have {', '.join(sorted(set(records['metric'])))}")
+    return rows
+
+
+def only_known(rows: pd.DataFrame, conditions: Collection[str]) -> pd.DataFrame:
+    """`rows`, or PlotError naming a condition that the drawing has no place for."""
+    unknown = sorted(set(rows["condition"]) - set(conditions))
+    if unknown:
+        raise PlotError(f"condition {unknown[0]!r} has no place in this drawing: it knows {', '.join(conditions)}")
+    return rows
+
+
+def only(rows: pd.DataFrame, column: str) -> str:
+    """The one value that `column` holds; a drawing that mixed several would average over them."""
+    values = sorted(set(rows[column]))
+    if len(values) != 1:
+        raise PlotError(f"records mix several values of {column!r} ({', '.join(values)}): draw one at a time")
+    return values[0]
+
+
+def by_document(rows: pd.DataFrame, by: list[str], weights: str | None = None) -> pd.DataFrame:
+    """One value per group of `by` and document: its rows averaged within a seed (by `weights`), then its seeds."""
+    keys = [*by, "document", "seed"]
+    rows = rows.assign(weight=rows[weights] if weights else 1.0).sort_values([*keys, "value", "weight"])
+    sums = rows.assign(total=rows["value"] * rows["weight"]).groupby(keys, dropna=False)[["total", "weight"]].sum()
+    seeds = (sums["total"] / sums["weight"]).rename("value").reset_index()
+    return seeds.groupby([*by, "document"], dropna=False)["value"].mean().reset_index()
+
+
+def over_documents(rows: pd.DataFrame, by: list[str], weights: str | None = None) -> pd.DataFrame:
+    """Mean and interval over documents per group of `by`: columns `by` and `SUMMARY`. No rows give no rows."""
+    if rows.empty:
+        return pd.DataFrame(columns=[*by, *SUMMARY])
+    return summarise(by_document(rows, by, weights), by).assign(unit=only(rows, "unit"))[[*by, *SUMMARY]]
+
+
+def summarised(records: pd.DataFrame, metric: str, by: list[str], known: dict[str, str]) -> pd.DataFrame:
+    """Mean and interval of `metric` per group of `by`. PlotError for a missing column or an unknown condition."""
+    rows = only_known(measured(records, metric, by), known)
+    return summarise(rows, by).assign(unit=only(rows, "unit"))
+
+
+def chance(records: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """One chance level per group of `by`, as rows of condition "chance"; no row where none was recorded."""
+    rows = records[records["metric"] == "chance"].assign(condition="chance")
+    if rows.empty:
+        return pd.DataFrame(columns=[*by, "condition", *NUMBERS]).astype({"mean": float, "low": float, "high": float})
+    levels = summarise(rows, [*by, "condition"])
+    return levels.assign(low=np.nan, high=np.nan, unit=only(rows, "unit"))
+
+
+def joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """The parts that have rows, one after another."""
+    return pd.concat([part for part in parts if len(part)], ignore_index=True)
+
+
+def heading(records: pd.DataFrame, points: pd.DataFrame) -> str:
+    """The figure's title: base model, the documents behind a point, what the bars are."""
+    counts = sorted(set(points["documents"]))
+    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{only(records, 'base_model')}: n = {n} documents a point, bars: 95 % bootstrap interval"
+
+
+def bars(axis: Axes, at: pd.Series, rows: pd.DataFrame, style: int, label: str, **changes) -> None:
+    """Means at `at`, joined by a line, with their intervals; `style` is the place in the palette and in `MARKERS`.
+
+    `changes` replace the line's settings; `across=True` puts the means on the x axis.
+    """
+    across = changes.pop("across", False)
+    reach = [(rows["mean"] - rows["low"]).clip(lower=0), (rows["high"] - rows["mean"]).clip(lower=0)]
+    colour = {"color": sns.color_palette("colorblind")[style], "marker": MARKERS[style % len(MARKERS)]}
+    places = (rows["mean"], at) if across else (at, rows["mean"])
+    axis.errorbar(*places, **{"xerr" if across else "yerr": reach}, label=label, **{**colour, **LINE, **changes})
+
+
+def headed(axis: Axes, title: str, columns: int = 0, more: Axes | None = None) -> None:
+    """A panel's title, and between it and the panel a legend of `columns` columns, where it covers no point."""
+    found = [pair for one in (axis, more) if one for pair in zip(*one.get_legend_handles_labels(), strict=True)]
+    if columns and found:
+        where = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "borderaxespad": 0.2, "ncols": columns}
+        axis.legend(*zip(*found, strict=True), fontsize="small", columnspacing=1.2, handletextpad=0.5, **where)
+    lines = -(-len(found) // columns) if columns else 0
+    axis.set_title(title, fontsize="medium", pad=6 + 15 * lines)

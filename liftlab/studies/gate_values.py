@@ -1,0 +1,150 @@
+"""What Gated Memory's gates do: by head, by token role, over training, with the evidence at hand or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from liftlab import cells
+from liftlab.answering import CONDITIONS, answer
+from liftlab.documents import Document, Question
+from liftlab.examples import known_pairs
+from liftlab.lifting import lift
+from liftlab.models import BaseModel
+from liftlab.probes.gates import gates
+from liftlab.probes.layout import layout
+from liftlab.prompts import style
+from liftlab.recipes import Recipe
+from liftlab.scoring import SCORES
+from liftlab.studies.registers import (
+    COMPUTE,
+    FIRST_DOCUMENT,
+    about,
+    ask_facts,
+    at_least_one,
+    base_model,
+    data_files,
+    gated_recipe,
+    register_of,
+)
+
+PROBES = ("liftlab.probes.layout", "liftlab.probes.gates")
+PLACES = ["condition", "role", "evidence", "evidence_place"]
+PROBED = ("lift", "lift_truncated_icl")  # the conditions whose prompts are read
+
+
+def run(
+    *,
+    base: str,
+    window_tokens: int,
+    windows: float,
+    documents: int,
+    seeds: int,
+    questions: int,
+    every: int,
+    recipe: str,
+    recipe_changes: dict,
+    filler: float,
+    answer_tokens: int,
+    records: str | Path,
+) -> pd.DataFrame:
+    """Records: metric "gate" (0..1), the mean over the tokens of one role, condition, place of the evidence, and step.
+
+    At the last step one row a layer and head; at every `every`-th step, and the last, one over all of them (layer and
+    head empty). Metric "accuracy": closed book, held-out wordings, at the same steps. A cell of the cache is one
+    document of `windows` windows, lifted with each seed; `questions` facts of it are asked in a held-out wording.
+    """
+    at_least_one(documents=documents, seeds=seeds, questions=questions, every=every, answer_tokens=answer_tokens)
+    gated_recipe(recipe, recipe_changes)
+    fixed = {
+        "base": base, "window_tokens": window_tokens, "windows": float(windows), "seeds": seeds,
+        "questions": questions, "every": every, "recipe": recipe, "recipe_changes": recipe_changes, "filler": filler,
+        "answer_tokens": answer_tokens,
+    }  # fmt: skip
+    grid = [{**fixed, "document_seed": seed} for seed in range(FIRST_DOCUMENT, FIRST_DOCUMENT + documents)]
+    facts = lambda: {"base_model": base_model(base, window_tokens).provenance}  # noqa: E731
+    return cells.run("gate_values", cell, grid, Path(records), (*COMPUTE, *PROBES, __name__), facts, data_files())
+
+
+def cell(
+    base: str,
+    window_tokens: int,
+    windows: float,
+    seeds: int,
+    questions: int,
+    every: int,
+    recipe: str,
+    recipe_changes: dict,
+    filler: float,
+    answer_tokens: int,
+    document_seed: int,
+) -> pd.DataFrame:
+    """One document, lifted with each seed and probed along the way."""
+    model = base_model(base, window_tokens)
+    document = register_of(model, document_seed, windows, filler)
+    asked = [q for q in ask_facts(document, questions, document_seed) if q.wording == "held_out"]
+    frames = []
+    for seed in range(seeds):
+        plan = gated_recipe(recipe, {**recipe_changes, "seed": seed})
+        frames.append(_probed(model, document, asked, plan, every, answer_tokens).assign(seed=seed))
+    return pd.concat(frames, ignore_index=True).assign(**about("gate_values", base, model, document))
+
+
+def _probed(
+    model: BaseModel, document: Document, asked: Sequence[Question], plan: Recipe, every: int, answer_tokens: int
+) -> pd.DataFrame:
+    """The rows of one lift: every `every`-th step and the last."""
+    seen: dict[int, pd.DataFrame] = {}
+
+    def look(step: int, on: BaseModel) -> None:
+        seen[step] = pd.concat([_gates(on, document, asked, plan, answer_tokens),
+                                _accuracy(on, document, asked, plan, answer_tokens)])  # fmt: skip
+
+    def watch(step: int, on: BaseModel) -> None:
+        if step % every == 0:
+            look(step, on)
+
+    lifted = lift(model, document, plan, known_pairs(document), watch=watch, progress=False)
+    last = len(lifted.history)
+    with lifted.on(model) as on:
+        look(last, on)
+    frames = [frame if step == last else frame[frame["layer"].isna()] for step, frame in seen.items()]
+    return pd.concat([frame.assign(step=step) for step, frame in zip(seen, frames, strict=True)], ignore_index=True)
+
+
+def _gates(
+    on: BaseModel, document: Document, asked: Sequence[Question], plan: Recipe, answer_tokens: int
+) -> pd.DataFrame:
+    """Mean gates per place and head, and per place over all heads (layer and head empty)."""
+    read = []
+    for condition in PROBED:
+        context = CONDITIONS[condition].context
+        prompts = [
+            layout(on.tokenizer, document, q, context, on.window, answer_tokens, style(plan.style)) for q in asked
+        ]
+        read.append(gates(on, prompts).assign(condition=condition))
+    tokens = pd.concat(read, ignore_index=True)
+    heads = tokens.groupby([*PLACES, "layer", "head"], as_index=False, observed=True)["gate"].agg(
+        value="mean", tokens="size"
+    )
+    whole = heads.groupby(PLACES, as_index=False, observed=True).agg(
+        value=("value", "mean"), tokens=("tokens", "first")
+    )
+    rows = pd.concat([heads, whole.assign(layer=np.nan, head=np.nan)], ignore_index=True)
+    return rows.assign(metric="gate", unit="gate")
+
+
+def _accuracy(
+    on: BaseModel, document: Document, asked: Sequence[Question], plan: Recipe, answer_tokens: int
+) -> pd.DataFrame:
+    """Share of the questions answered right, closed book."""
+    said = answer(on, document, asked, "none", answer_tokens=answer_tokens, style=style(plan.style))
+    right = [SCORES["exact_match"](text, question.answer) for text, question in zip(said, asked, strict=True)]
+    return pd.DataFrame(
+        {"condition": "lift", "role": "answer", "evidence": False, "evidence_place": "absent", "wording": "held_out",
+         "metric": "accuracy", "unit": "share of questions",
+         "value": [float(np.mean(right))], "tokens": len(asked), "layer": np.nan, "head": np.nan}
+    )  # fmt: skip

@@ -1,0 +1,102 @@
+"""The learned gate and memory against the exact ones, on documents that still fit the window."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from liftlab import cells
+from liftlab.documents import Document, Question
+from liftlab.examples import known_pairs
+from liftlab.lifting import lift
+from liftlab.models import BaseModel
+from liftlab.probes.layout import Layout, layout
+from liftlab.probes.oracle_gate import compare, exact, learned
+from liftlab.prompts import style
+from liftlab.recipes import Recipe
+from liftlab.studies.registers import (
+    COMPUTE,
+    FIRST_DOCUMENT,
+    about,
+    ask_facts,
+    at_least_one,
+    base_model,
+    data_files,
+    gated_recipe,
+    register_of,
+)
+
+PROBES = ("liftlab.probes.layout", "liftlab.probes.gates", "liftlab.probes.oracle_gate")
+
+
+def run(
+    *,
+    base: str,
+    window_tokens: int,
+    windows: float,
+    documents: int,
+    seeds: int,
+    questions: int,
+    recipe: str,
+    recipe_changes: dict,
+    filler: float,
+    answer_tokens: int,
+    records: str | Path,
+) -> pd.DataFrame:
+    """Records: a row per document, training seed, layer, role of the token and metric of `probes.oracle_gate.compare`.
+
+    A cell of the cache is one document of `windows` windows, at most 1; `questions` facts of it are asked in a held-out
+    wording, with the whole document in the base model's prompt. ValueError for a document that does not fit.
+    """
+    at_least_one(documents=documents, seeds=seeds, questions=questions, answer_tokens=answer_tokens)
+    if not 0 < windows <= 1:
+        raise ValueError(f"windows = {windows}: the exact gate needs the whole document in the window, give 0..1")
+    gated_recipe(recipe, recipe_changes)
+    fixed = {
+        "base": base, "window_tokens": window_tokens, "windows": float(windows), "seeds": seeds,
+        "questions": questions, "recipe": recipe, "recipe_changes": recipe_changes, "filler": filler,
+        "answer_tokens": answer_tokens,
+    }  # fmt: skip
+    grid = [{**fixed, "document_seed": seed} for seed in range(FIRST_DOCUMENT, FIRST_DOCUMENT + documents)]
+    facts = lambda: {"base_model": base_model(base, window_tokens).provenance}  # noqa: E731
+    return cells.run("oracle_gate", cell, grid, Path(records), (*COMPUTE, *PROBES, __name__), facts, data_files())
+
+
+def cell(
+    base: str,
+    window_tokens: int,
+    windows: float,
+    seeds: int,
+    questions: int,
+    recipe: str,
+    recipe_changes: dict,
+    filler: float,
+    answer_tokens: int,
+    document_seed: int,
+) -> pd.DataFrame:
+    """One document: split exactly once, lifted and compared with each seed."""
+    model = base_model(base, window_tokens)
+    document = register_of(model, document_seed, windows, filler)
+    asked = [q for q in ask_facts(document, questions, document_seed) if q.wording == "held_out"]
+    plan = gated_recipe(recipe, recipe_changes)
+    splits = [exact(model, _whole(model, document, question, plan, answer_tokens)) for question in asked]
+    frames = []
+    for seed in range(seeds):
+        lifted = lift(model, document, gated_recipe(recipe, {**recipe_changes, "seed": seed}), known_pairs(document),
+                      progress=False)  # fmt: skip
+        with lifted.on(model) as on:
+            frames.append(compare(splits, [learned(on, split) for split in splits]).assign(seed=seed))
+    rows = pd.concat(frames, ignore_index=True).assign(condition="lift", **about("oracle_gate", base, model, document))
+    return rows.dropna(subset="value")  # a correlation with a constant does not exist
+
+
+def _whole(model: BaseModel, document: Document, question: Question, plan: Recipe, answer_tokens: int) -> Layout:
+    """The prompt with the whole document in it."""
+    prompt = layout(model.tokenizer, document, question, "full", model.window, answer_tokens, style(plan.style))
+    if prompt is None:
+        raise ValueError(
+            f"document {document.name!r} and a question do not fit the window of {model.window} tokens: "
+            "make windows smaller"
+        )
+    return prompt
