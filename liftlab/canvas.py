@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from liftlab.statistics import summarise
 
@@ -83,6 +85,17 @@ def summarised(records: pd.DataFrame, metric: str, by: list[str], known: dict[st
     return summarise(rows, by).assign(unit=only(rows, "unit"))
 
 
+def last_step(rows: pd.DataFrame, by: Collection[str] = ()) -> pd.DataFrame:
+    """The rows of the last step; documents differ in it by a few steps, so each has its own, within `by`."""
+    return rows[rows["step"] == rows.groupby([*by, "document", "seed"])["step"].transform("max")]
+
+
+def shared_steps(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of those steps at which every document and seed was measured: one set of documents in all points."""
+    lifts = rows.groupby("step")[["document", "seed"]].apply(lambda at: len(at.drop_duplicates()))
+    return rows[rows["step"].isin(lifts.index[lifts == len(rows[["document", "seed"]].drop_duplicates())])]
+
+
 def chance(records: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """One chance level per group of `by`, as rows of condition "chance"; no row where none was recorded."""
     rows = records[records["metric"] == "chance"].assign(condition="chance")
@@ -107,13 +120,22 @@ def heading(records: pd.DataFrame, points: pd.DataFrame) -> str:
 def bars(axis: Axes, at: pd.Series, rows: pd.DataFrame, style: int, label: str, **changes) -> None:
     """Means at `at`, joined by a line, with their intervals; `style` is the place in the palette and in `MARKERS`.
 
-    `changes` replace the line's settings; `across=True` puts the means on the x axis.
+    `changes` replace the line's settings; `across=True` puts the means on the x axis. No rows draw nothing.
     """
+    if rows.empty:
+        return
     across = changes.pop("across", False)
     reach = [(rows["mean"] - rows["low"]).clip(lower=0), (rows["high"] - rows["mean"]).clip(lower=0)]
     colour = {"color": sns.color_palette("colorblind")[style], "marker": MARKERS[style % len(MARKERS)]}
     places = (rows["mean"], at) if across else (at, rows["mean"])
     axis.errorbar(*places, **{"xerr" if across else "yerr": reach}, label=label, **{**colour, **LINE, **changes})
+
+
+def log_ticks(axis: Axis) -> None:
+    """Numbers at 1, 2 and 5 of each decade of a log scale."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def headed(axis: Axes, title: str, columns: int = 0, more: Axes | None = None) -> None:

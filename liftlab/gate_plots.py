@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from liftlab.canvas import (
     LABELS,
@@ -19,9 +20,12 @@ from liftlab.canvas import (
     headed,
     heading,
     joined,
+    last_step,
+    log_ticks,
     measured,
     only_known,
     over_documents,
+    shared_steps,
 )
 
 CLOSED, OPEN = "lift", "lift_truncated_icl"
@@ -89,14 +93,14 @@ def _four_panels(title: str) -> tuple[Figure, list[Axes]]:
 def _gate_points(records: pd.DataFrame) -> pd.DataFrame:
     """The numbers of every panel, in drawing order."""
     gates, right = _gate_rows(records)
-    heads, last = _last(gates[gates["layer"].notna()]), _last(gates[gates["layer"].isna()])
+    heads, last = last_step(gates[gates["layer"].notna()]), last_step(gates[gates["layer"].isna()])
     learning = gates[gates["layer"].isna() & (gates["condition"] == CLOSED) & gates["role"].isin(ASKED)]
     placed = last[last["role"].isin(ASKED) & last["evidence_place"].isin(PLACES)]
     panels = [
         ("layers_heads", heads.query("condition == @CLOSED and role == 'answer'"), ["role", "layer", "head"]),
         ("roles", last, ["role", "evidence"]),
-        ("training", _shared_steps(learning), ["role", "step"]),
-        ("training", _shared_steps(right), ["step"]),
+        ("training", shared_steps(learning), ["role", "step"]),
+        ("training", shared_steps(right), ["step"]),
         ("evidence", placed, ["role", "evidence_place"]),
         ("difference", _difference(placed[placed["condition"] == OPEN]), ["role", "evidence_place"]),
     ]
@@ -116,17 +120,6 @@ def _gate_rows(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         raise PlotError("records lack gates at answer tokens, closed book: by layer and head, or over all of them")
     right = measured(records, "accuracy", ["step", "wording"])
     return gates, right[(right["condition"] == CLOSED) & (right["wording"] == "held_out")].assign(tokens=1)
-
-
-def _last(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the last step; documents differ in it by a few steps, so each has its own."""
-    return rows[rows["step"] == rows.groupby(["document", "seed"])["step"].transform("max")]
-
-
-def _shared_steps(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of those steps at which every document and seed was measured: one set of documents in all points."""
-    lifts = rows.groupby("step")[["document", "seed"]].apply(lambda at: len(at.drop_duplicates()))
-    return rows[rows["step"].isin(lifts.index[lifts == len(rows[["document", "seed"]].drop_duplicates())])]
 
 
 def _difference(placed: pd.DataFrame) -> pd.DataFrame:
@@ -169,6 +162,7 @@ def _over_training(axis: Axes, points: pd.DataFrame) -> None:
     right.tick_params(colors="0.4")
     right.yaxis.label.set_color("0.4")
     axis.set_xlabel("training step")
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     headed(axis, "over training, closed book", 3, right)
 
 
@@ -186,8 +180,8 @@ def _by_evidence(axis: Axes, points: pd.DataFrame, differences: pd.DataFrame | N
 
 
 def signed(row: pd.Series) -> str:
-    """ "+0.05 [+0.02, +0.08]"; the mean alone where there is no interval."""
-    return f"{row['mean']:+.2f}" + ("" if np.isnan(row["low"]) else f" [{row['low']:+.2f}, {row['high']:+.2f}]")
+    """ "+0.050 [+0.021, +0.083]"; the mean alone where there is no interval."""
+    return f"{row['mean']:+.3f}" + ("" if np.isnan(row["low"]) else f" [{row['low']:+.3f}, {row['high']:+.3f}]")
 
 
 def oracle_gate(records: pd.DataFrame) -> Drawn:
@@ -198,15 +192,23 @@ def oracle_gate(records: pd.DataFrame) -> Drawn:
     points = _oracle_points(records)
     figure, axes = _four_panels(heading(records, points))
     for axis, panel in zip(axes, ORACLE, strict=True):
-        _by_layer(axis, points[points["panel"] == panel], ORACLE[panel])
-        title, unit = ORACLE_TITLES[panel]
-        headed(axis, title, min(2, len(ORACLE[panel])))
+        rows, (title, unit) = points[points["panel"] == panel], ORACLE_TITLES[panel]
+        _by_layer(axis, rows, ORACLE[panel])
         axis.set(ylabel=unit, xlabel="layer")
-        if panel in ("gate", "output"):
-            axis.set_ylim(bottom=0)
-        else:
-            axis.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+        headed(axis, title, min(2, len(ORACLE[panel])))
+        _scale(axis, panel, unit, rows["mean"])
     return figure, points
+
+
+def _scale(axis: Axes, panel: str, unit: str, means: pd.Series) -> None:
+    """From 0, or with a zero line where values may be negative; errors that differ tenfold on a log scale."""
+    if panel in ("correlation", "memory"):
+        axis.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    elif panel == "output" and means.max() > 10 * means.min() > 0:
+        axis.set(yscale="log", ylabel=f"{unit}, log scale")
+        log_ticks(axis.yaxis)
+    else:
+        axis.set_ylim(bottom=0)
 
 
 def _oracle_points(records: pd.DataFrame) -> pd.DataFrame:
@@ -234,10 +236,10 @@ def _by_layer(axis: Axes, points: pd.DataFrame, metrics: dict[str, str]) -> None
     """Lines over the layers, and to their right the mean over all layers."""
     every = points["layer"].max() + 1.5 if points["layer"].notna().any() else 1.5
     for place, (metric, label) in enumerate(metrics.items()):
-        rows = points[points["metric"] == metric].sort_values("layer")
+        found = points[points["metric"] == metric]
+        rows, whole = found[found["layer"].notna()], found[found["layer"].isna()]
         shift = 0.06 * (place - (len(metrics) - 1) / 2)
         bars(axis, rows["layer"] + shift, rows, place, label)
-        whole = rows[rows["layer"].isna()]
         bars(axis, whole["layer"].fillna(every) + shift, whole, place, "_all", linestyle="none")
     layers = sorted(points["layer"].dropna().astype(int).unique())
     shown = layers[:: -(-len(layers) // 8)] if layers else []

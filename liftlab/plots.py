@@ -13,10 +13,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
-from liftlab.canvas import LABELS, NUMBERS, Drawn, PlotError, bars, chance, heading, joined, only, summarised
+from liftlab.canvas import LABELS, NUMBERS, Drawn, PlotError, bars, chance, heading, joined, log_ticks, only, summarised
+from liftlab.context_plots import conflict, evidence_position
 from liftlab.gate_plots import gate_values, oracle_gate
+from liftlab.probe_plots import memorization_vs_icl, segment_offset
 from liftlab.records import replace_file
 
 PRETRAINING_LABELS = {"in_context": "in context", "closed_book": "closed book"}
@@ -28,6 +29,9 @@ ADAPTER_LABELS = {
     "pissa_equal_steps": "PiSSA, equal steps",
     "lora_equal_time": "LoRA, equal time",
     "pissa_equal_time": "PiSSA, equal time",
+    "gated_memory_segments": "Gated Memory, with segments",
+    "lora_segments": "LoRA, with segments",
+    "pissa_segments": "PiSSA, with segments",
     "lora_own": "LoRA, own recipe",
 }
 ADAPTER_PANELS = {"accuracy": "accuracy", "seconds": "training time"}
@@ -79,9 +83,9 @@ def adapters(records: pd.DataFrame) -> Drawn:
     points = _adapter_points(records)
     present = [name for name in ADAPTER_LABELS if name in set(points["condition"])]
     places = points["condition"].map({name: place for place, name in enumerate(present)})
-    size = (9.6, 0.45 * len(present) + 2.2)  # inches
+    title, size = heading(records, points[points["condition"] != "chance"]), (9.6, 0.45 * len(present) + 2.2)  # inches
     figure, (left, right) = plt.subplots(1, 2, sharey=True, figsize=size, layout="constrained")
-    figure.suptitle(heading(records, points[points["condition"] != "chance"]), fontsize="medium")
+    figure.suptitle(title, fontsize="medium")
     _accuracies(left, points[points["panel"] == "accuracy"], places)
     _seconds(right, points[points["panel"] == "seconds"], places)
     left.set_yticks(range(len(present)), [ADAPTER_LABELS[name] for name in present])
@@ -123,9 +127,7 @@ def _seconds(axis: Axes, points: pd.DataFrame, places: pd.Series) -> None:
         axis.set_xlim(left=0)
         return
     axis.set(xscale="log", xlabel="training time (s), log scale")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    log_ticks(axis.xaxis)
 
 
 DRAWINGS: dict[str, Callable[[pd.DataFrame], Drawn]] = {
@@ -134,6 +136,10 @@ DRAWINGS: dict[str, Callable[[pd.DataFrame], Drawn]] = {
     "gate_values": gate_values,
     "oracle_gate": oracle_gate,
     "adapters": adapters,
+    "memorization_vs_icl": memorization_vs_icl,
+    "conflict": conflict,
+    "evidence_position": evidence_position,
+    "segment_offset": segment_offset,
 }
 
 
@@ -164,8 +170,9 @@ def _ordered(points: pd.DataFrame, orders: dict[str, dict[str, str]]) -> pd.Data
 def _canvas(panels: int, points: pd.DataFrame, records: pd.DataFrame) -> tuple[Figure, list[Axes]]:
     """Empty panels side by side, with the unit on the y axis and model and n in the title."""
     unit, size = only(points, "unit"), (4.2 * panels + 0.8, 4.4)  # size in inches
+    title = heading(records, points[points["condition"] != "chance"])
     figure, axes = plt.subplots(1, panels, sharey=True, squeeze=False, figsize=size, layout="constrained")
-    figure.suptitle(heading(records, points[points["condition"] != "chance"]), fontsize="medium")
+    figure.suptitle(title, fontsize="medium")
     axes[0, 0].set_ylabel(f"accuracy ({unit})")
     return figure, list(axes[0])
 

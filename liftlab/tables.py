@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from liftlab.canvas import LABELS
+from liftlab.context_plots import length_label
 from liftlab.gate_plots import PROMPTS, signed
 from liftlab.plots import ADAPTER_LABELS, PRETRAINING_LABELS, WORDINGS
 from liftlab.records import replace_file
@@ -43,11 +44,7 @@ def lift_vs_icl(data: pd.DataFrame) -> pd.DataFrame:
     order = [pair for pair in product(LABELS, WORDINGS) if pair in wide.index]
     table = wide.loc[order].fillna("does not fit").reset_index()
     table["condition"], table["wording"] = table["condition"].map(LABELS), table["wording"].map(WORDINGS)
-    return table.set_axis(["condition", "questions", *map(_windows, lengths)], axis=1)
-
-
-def _windows(length: float) -> str:
-    return f"{length:g} " + ("window" if length == 1 else "windows")
+    return table.set_axis(["condition", "questions", *map(length_label, lengths)], axis=1)
 
 
 def pretrain_micro(data: pd.DataFrame) -> pd.DataFrame:
@@ -75,7 +72,8 @@ def gate_values(data: pd.DataFrame) -> pd.DataFrame:
 def oracle_gate(data: pd.DataFrame) -> pd.DataFrame:
     """A row per layer and one over all layers (the documents' means over their layers)."""
     rows = data.assign(layer=data["layer"].fillna(np.inf), shown=data.apply(interval, axis=1))
-    wide = rows.pivot(index="layer", columns="metric", values="shown").reindex(columns=list(ORACLE_NAMES)).fillna("-")
+    wide = rows.pivot(index="layer", columns="metric", values="shown").reindex(columns=list(ORACLE_NAMES))
+    wide = wide.astype(object).fillna("-")
     wide.insert(0, "layer", ["all layers" if np.isinf(layer) else f"{layer:.0f}" for layer in wide.index])
     return wide.rename(columns=ORACLE_NAMES).reset_index(drop=True).rename_axis(columns=None)
 

@@ -152,13 +152,13 @@ def test_evidence_that_is_cut_is_left_out_and_the_difference_is_paired():
 def test_the_points_of_the_gate_panels_are_the_table_s(tmp_path):
     figure, table = drawn("gate_values", gate_records(), tmp_path)
     axes = {axis.get_title(): axis for axis in figure.axes}
-    roles = [container.lines[0].get_ydata() for container in axes["by token"].containers]
+    roles = [container.lines[0].get_ydata().astype(float) for container in axes["by token"].containers]
     for condition, heights in zip(gate_plots.PROMPTS, roles, strict=True):
         rows = table[(table["panel"] == "roles") & (table["condition"] == condition)]
         np.testing.assert_allclose(heights, rows["mean"], rtol=1e-5)
     for container, role in zip(axes["by where the evidence is"].containers, gate_plots.ASKED, strict=True):
         rows = table[(table["panel"] == "evidence") & (table["role"] == role)]
-        np.testing.assert_allclose(container.lines[0].get_ydata(), rows["mean"], rtol=1e-5)
+        np.testing.assert_allclose(container.lines[0].get_ydata().astype(float), rows["mean"], rtol=1e-5)
     said = axes["by where the evidence is"].get_xlabel()
     for role, label in gate_plots.ASKED.items():
         row = point(table, panel="difference", role=role)
@@ -195,7 +195,7 @@ def test_oracle_numbers_are_those_of_both_roles_seeds_averaged_first(tmp_path):
     np.testing.assert_allclose(every, means.groupby("metric").mean().loc[every.index], rtol=1e-5)
     assert point(table[table["layer"] == 0], metric="gate_exact")["unit"] == "softmax mass 0..1"
     assert list(table.columns) == gate_plots.ORACLE_COLUMNS
-    heights = [container.lines[0].get_ydata() for container in figure.axes[0].containers]
+    heights = [container.lines[0].get_ydata().astype(float) for container in figure.axes[0].containers]
     np.testing.assert_allclose(heights[0], layers.loc["gate_exact", "mean"], rtol=1e-5)
 
 
@@ -218,6 +218,14 @@ def test_a_missing_oracle_metric_is_named(tmp_path):
         plots.save("oracle_gate", records[records["metric"] != "memory_error"], tmp_path)
     with pytest.raises(plots.PlotError, match="no 'gate_exact' at role 'both'"):
         plots.save("oracle_gate", records[records["role"] != "both"], tmp_path)
+
+
+@pytest.mark.parametrize(("factor", "scale"), [(1, "linear"), (100, "log")])
+def test_errors_that_differ_tenfold_are_on_a_log_scale(tmp_path, factor, scale):
+    records = oracle_records(2).assign(value=0.5)
+    records.loc[(records["metric"] == "output_error_learned") & (records["layer"] == 2), "value"] *= factor
+    figure, _ = drawn("oracle_gate", records, tmp_path)
+    assert [axis.get_yscale() for axis in figure.axes] == ["linear"] * 3 + [scale]
 
 
 def test_ticks_of_many_layers_are_thinned(tmp_path):

@@ -6,9 +6,13 @@ import pytest
 
 import liftlab
 from liftlab.answering import answer
+from liftlab.examples import known_pairs
+from liftlab.lifting import lift
 from liftlab.models import load
+from liftlab.recipes import Recipe
 from liftlab.scoring import exact_match
 from liftlab.studies.pretrain_micro import held_out
+from liftlab.studies.registers import ask_facts, register_of
 
 FOLDER = Path(liftlab.__file__).parent / "micro"
 
@@ -38,6 +42,17 @@ def test_without_the_document_it_only_guesses(asked):
     share, count = accuracy(load("micro"), asked, "none")
     chance = sum(q.chance for about in asked[1] for q in about) / count
     assert count >= 500 and share <= chance + 0.03
+
+
+@pytest.mark.parametrize("recipe", ["micro/lora", "micro/gated_memory", "micro/pissa"])
+def test_a_register_of_two_windows_is_answered_closed_book_once_lifted(recipe):
+    base = load("micro")
+    document = register_of(base, 7, 2, 0.1)
+    questions = ask_facts(document, 20, 7)
+    with lift(base, document, Recipe.preset(recipe), known_pairs(document), progress=False).on(base) as on:
+        said = answer(on, document, questions, "none", answer_tokens=4)
+    right = [exact_match(text, q.answer) for text, q in zip(said, questions, strict=True) if q.wording == "held_out"]
+    assert len(right) == 20 and sum(right) / len(right) >= 0.8
 
 
 def test_it_is_an_ordinary_small_model_directory():

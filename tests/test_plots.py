@@ -187,9 +187,13 @@ def test_recipes_are_drawn_at_their_numbers_held_out_filled_and_trained_open(tmp
     table = pd.read_csv(tmp_path / "adapters.csv").query("condition != 'chance'")
     held_out, trained = (container.lines[0] for container in figure.axes[0].containers)
     assert trained.get_markerfacecolor() == "white" and held_out.get_markerfacecolor() != "white"
-    np.testing.assert_allclose(held_out.get_xdata(), table.loc[table["wording"] == "held_out", "mean"], rtol=1e-5)
-    np.testing.assert_allclose(trained.get_xdata(), table.loc[table["wording"] == "trained", "mean"], rtol=1e-5)
-    seconds = figure.axes[1].containers[0].lines[0].get_xdata()
+    np.testing.assert_allclose(
+        held_out.get_xdata().astype(float), table.loc[table["wording"] == "held_out", "mean"], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        trained.get_xdata().astype(float), table.loc[table["wording"] == "trained", "mean"], rtol=1e-5
+    )
+    seconds = figure.axes[1].containers[0].lines[0].get_xdata().astype(float)
     np.testing.assert_allclose(seconds, table.loc[table["panel"] == "seconds", "mean"], rtol=1e-5)
     top = figure.axes[0].get_ylim()
     assert top[0] > top[1]  # the first recipe is at the top

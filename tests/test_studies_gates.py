@@ -96,15 +96,17 @@ def test_equal_steps_are_equal_and_equal_time_is_as_near_as_whole_epochs_allow(t
     told = frame.pivot_table(index=["condition", "seed"], columns="metric", values="value")
     assert set(told.index.get_level_values("condition")) == {
         "gated_memory", "gated_memory_published", "lora_equal_steps", "lora_equal_time", "pissa_equal_steps",
-        "pissa_equal_time", "chance",
+        "pissa_equal_time", "gated_memory_segments", "lora_segments", "pissa_segments", "chance",
     }  # fmt: skip
     steps = told["steps"]
     assert (steps["gated_memory"] == steps["lora_equal_steps"]).all() and (steps["gated_memory_published"] == 8).all()
     assert (steps["gated_memory"] == steps["pissa_equal_steps"]).all()
-    seconds, epoch = told["train_seconds"], steps["lora_equal_steps"] / 10
+    more = [steps[f"{name}_segments"] > steps["gated_memory"] for name in ("gated_memory", "lora", "pissa")]
+    assert all(segments.all() for segments in more)
+    seconds, epoch = told["train_seconds"], steps["lora_equal_steps"] / 12
     for name in ("lora", "pissa"):
         ratio = seconds["gated_memory"] / seconds[f"{name}_equal_steps"]
-        wanted = (10 * ratio).round().clip(lower=1)
+        wanted = (12 * ratio).round().clip(lower=1)
         assert (steps[f"{name}_equal_time"] / epoch - wanted).abs().max() < 0.5
     weights, heads, head_dim = told["trained_weights"], 4, 8
     networks = heads * (4 * head_dim * head_dim + (head_dim + 1) * 2)

@@ -76,7 +76,7 @@ def test_gates_by_token_prompt_and_evidence(tmp_path):
         "| answer | with head and tail of the document | dropped from the prompt | 0.40 [0.38, 0.42] | 4 |",
         "| document, evidence | with head and tail of the document | - | 0.20 [0.18, 0.22] | 4 |",
         "| document, other | with head and tail of the document | - | 0.10 [0.08, 0.12] | 4 |",
-        "| answer | with head and tail of the document | dropped minus in the prompt | +0.05 [+0.03, +0.07] | 4 |",
+        "| answer | with head and tail of the document | dropped minus in the prompt | +0.050 [+0.030, +0.070] | 4 |",
     ]
 
 

@@ -9,9 +9,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from liftlab.documents import Document, Question
 from liftlab.gated_layer import observed
 from liftlab.models import BaseModel
-from liftlab.probes.layout import PLACES, ROLES, Layout
+from liftlab.probes.layout import PLACES, ROLES, Layout, layout
+from liftlab.prompts import PLAIN, PromptStyle
+
+SPLIT = ["role", "evidence", "evidence_place"]
 
 
 def gates(base: BaseModel, layouts: Sequence[Layout]) -> pd.DataFrame:
@@ -25,6 +29,41 @@ def gates(base: BaseModel, layouts: Sequence[Layout]) -> pd.DataFrame:
         raise ValueError("no layout was given: gates are probed on at least one prompt")
     frames = [_frame(prompt, layout, *_gates(base, layout)) for prompt, layout in enumerate(layouts)]
     return pd.concat(frames, ignore_index=True)
+
+
+def probe(
+    base: BaseModel,
+    document: Document,
+    questions: Sequence[Question],
+    *,
+    context: str = "none",
+    answer_tokens: int = 8,
+    style: PromptStyle = PLAIN,
+) -> pd.DataFrame:
+    """Metric "gate" (0..1): the mean over the tokens of one role, evidence and evidence_place, in all prompts.
+
+    One row a layer and head, and one over all of them (layer and head empty); column tokens = how many.
+    ValueError where `base` has no gates or a prompt does not fit the window.
+    """
+    prompts = [whole(base, document, question, context, answer_tokens, style) for question in questions]
+    heads = gates(base, prompts).groupby([*SPLIT, "layer", "head"], as_index=False, observed=True)["gate"]
+    heads = heads.agg(value="mean", tokens="size")
+    every = heads.groupby(SPLIT, as_index=False, observed=True).agg(value=("value", "mean"), tokens=("tokens", "first"))
+    rows = pd.concat([heads, every.assign(layer=np.nan, head=np.nan)], ignore_index=True)
+    return rows.astype({"role": str, "evidence_place": str}).assign(metric="gate", unit="gate")
+
+
+def whole(
+    base: BaseModel, document: Document, question: Question, context: str, answer_tokens: int, style: PromptStyle
+) -> Layout:
+    """The layout of one prompt; ValueError where the document does not fit the window (context "full")."""
+    prompt = layout(base.tokenizer, document, question, context, base.window, answer_tokens, style)
+    if prompt is None:
+        raise ValueError(
+            f"document {document.name!r} and a question do not fit the window of {base.window} tokens: "
+            "take a shorter document or a model with a larger window"
+        )
+    return prompt
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
@@ -18,10 +18,12 @@ from peft import PeftModel
 from scipy import stats
 from torch import Tensor
 
+from liftlab.documents import Document, Question
 from liftlab.gated_layer import layers_of
 from liftlab.models import BaseModel
-from liftlab.probes.gates import at_rest
+from liftlab.probes.gates import at_rest, whole
 from liftlab.probes.layout import Layout
+from liftlab.prompts import PLAIN, PromptStyle
 
 Learned = dict[int, tuple[Tensor, Tensor]]  # layer: gate (tokens, heads), memory (tokens, heads, head_dim)
 UNITS = {"gate_exact": "softmax mass 0..1", "gate_learned": "gate 0..1", "gate_spearman": "correlation -1..1",
@@ -44,6 +46,26 @@ class Exact:
     gate: Tensor
     memory: Tensor
     rest: Tensor
+
+
+def probe(
+    base: BaseModel,
+    document: Document,
+    questions: Sequence[Question],
+    *,
+    answer_tokens: int = 8,
+    style: PromptStyle = PLAIN,
+) -> pd.DataFrame:
+    """The rows of `compare` for a document that fits the window; correlations that do not exist are left out.
+
+    `base` has Gated Memory on it, ValueError otherwise; the exact split is that of its base model.
+    """
+    layers_of(base.model)
+    prompts = [whole(base, document, question, "full", answer_tokens, style) for question in questions]
+    with base.model.disable_adapter():
+        plain = replace(base, model=base.model.get_base_model())
+        splits = [exact(plain, prompt) for prompt in prompts]
+    return compare(splits, [learned(base, split) for split in splits]).dropna(subset="value")
 
 
 def exact(base: BaseModel, layout: Layout) -> list[Exact]:

@@ -50,9 +50,10 @@ def run(
 ) -> pd.DataFrame:
     """Records: exact match (0..1) a question, closed book; and per lift its steps, seconds and trained weights.
 
-    Conditions: gated_memory (`recipe`), gated_memory_published, and for lora and pissa (`other_recipes`: adapter to
-    recipe) NAME_equal_steps, with as many epochs as gated_memory, and NAME_equal_time, with as many as take the
-    seconds that gated_memory took just before. The seconds are this machine's, so these records differ from run to run.
+    Conditions: gated_memory (`recipe`) and gated_memory_published; for lora and pissa (`other_recipes`: adapter to
+    recipe) NAME_equal_steps, on the same examples for as many epochs, and NAME_equal_time, for as many as take the
+    seconds that gated_memory took just before; and for all three NAME_segments, with segments mixed in, as many epochs.
+    The seconds are this machine's, so these records differ from run to run.
     """
     at_least_one(documents=documents, seeds=seeds, questions=questions, answer_tokens=answer_tokens)
     gated_recipe(recipe, {}), gated_recipe(published_recipe, {})
@@ -108,13 +109,16 @@ def _lifts(model: BaseModel, document: Document, own: Recipe, published: Recipe,
     first, weights = _lift(model, document, own)
     yield "gated_memory", first, weights
     yield "gated_memory_published", *_lift(model, document, published)
+    yield "gated_memory_segments", *_lift(model, document, replace(own, segments_in_mixed=True))
+    epochs = {"segment_epochs": own.segment_epochs, "mixed_epochs": own.mixed_epochs}
     for name, recipe in others.items():
-        epochs = {"segment_epochs": own.segment_epochs, "mixed_epochs": own.mixed_epochs}
-        lifted, weights = _lift(model, document, replace(recipe, **epochs))
+        same = replace(recipe, **epochs, segments_in_mixed=own.segments_in_mixed)
+        lifted, weights = _lift(model, document, same)
         yield f"{name}_equal_steps", lifted, weights
         ratio = first.history[-1].seconds / lifted.history[-1].seconds
         matched = {stage: max(1, round(ratio * count)) if count else 0 for stage, count in epochs.items()}
-        yield f"{name}_equal_time", *_lift(model, document, replace(recipe, **matched))
+        yield f"{name}_equal_time", *_lift(model, document, replace(same, **matched))
+        yield f"{name}_segments", *_lift(model, document, replace(same, segments_in_mixed=True))
 
 
 def _lift(model: BaseModel, document: Document, recipe: Recipe) -> tuple[Lifted, int]:

@@ -14,8 +14,7 @@ from liftlab.documents import Document, Question
 from liftlab.examples import known_pairs
 from liftlab.lifting import lift
 from liftlab.models import BaseModel
-from liftlab.probes.gates import gates
-from liftlab.probes.layout import layout
+from liftlab.probes import gates
 from liftlab.prompts import style
 from liftlab.recipes import Recipe
 from liftlab.scoring import SCORES
@@ -32,7 +31,6 @@ from liftlab.studies.registers import (
 )
 
 PROBES = ("liftlab.probes.layout", "liftlab.probes.gates")
-PLACES = ["condition", "role", "evidence", "evidence_place"]
 PROBED = ("lift", "lift_truncated_icl")  # the conditions whose prompts are read
 
 
@@ -119,22 +117,12 @@ def _gates(
     on: BaseModel, document: Document, asked: Sequence[Question], plan: Recipe, answer_tokens: int
 ) -> pd.DataFrame:
     """Mean gates per place and head, and per place over all heads (layer and head empty)."""
-    read = []
-    for condition in PROBED:
-        context = CONDITIONS[condition].context
-        prompts = [
-            layout(on.tokenizer, document, q, context, on.window, answer_tokens, style(plan.style)) for q in asked
-        ]
-        read.append(gates(on, prompts).assign(condition=condition))
-    tokens = pd.concat(read, ignore_index=True)
-    heads = tokens.groupby([*PLACES, "layer", "head"], as_index=False, observed=True)["gate"].agg(
-        value="mean", tokens="size"
-    )
-    whole = heads.groupby(PLACES, as_index=False, observed=True).agg(
-        value=("value", "mean"), tokens=("tokens", "first")
-    )
-    rows = pd.concat([heads, whole.assign(layer=np.nan, head=np.nan)], ignore_index=True)
-    return rows.assign(metric="gate", unit="gate")
+    settings = {"answer_tokens": answer_tokens, "style": style(plan.style)}
+    read = [
+        gates.probe(on, document, asked, context=CONDITIONS[condition].context, **settings).assign(condition=condition)
+        for condition in PROBED
+    ]
+    return pd.concat(read, ignore_index=True)
 
 
 def _accuracy(

@@ -7,14 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from liftlab import cells
-from liftlab.documents import Document, Question
 from liftlab.examples import known_pairs
 from liftlab.lifting import lift
-from liftlab.models import BaseModel
-from liftlab.probes.layout import Layout, layout
-from liftlab.probes.oracle_gate import compare, exact, learned
+from liftlab.probes.oracle_gate import probe
 from liftlab.prompts import style
-from liftlab.recipes import Recipe
 from liftlab.studies.registers import (
     COMPUTE,
     FIRST_DOCUMENT,
@@ -75,28 +71,14 @@ def cell(
     answer_tokens: int,
     document_seed: int,
 ) -> pd.DataFrame:
-    """One document: split exactly once, lifted and compared with each seed."""
+    """One document, lifted and compared with each seed."""
     model = base_model(base, window_tokens)
     document = register_of(model, document_seed, windows, filler)
     asked = [q for q in ask_facts(document, questions, document_seed) if q.wording == "held_out"]
-    plan = gated_recipe(recipe, recipe_changes)
-    splits = [exact(model, _whole(model, document, question, plan, answer_tokens)) for question in asked]
     frames = []
     for seed in range(seeds):
-        lifted = lift(model, document, gated_recipe(recipe, {**recipe_changes, "seed": seed}), known_pairs(document),
-                      progress=False)  # fmt: skip
-        with lifted.on(model) as on:
-            frames.append(compare(splits, [learned(on, split) for split in splits]).assign(seed=seed))
-    rows = pd.concat(frames, ignore_index=True).assign(condition="lift", **about("oracle_gate", base, model, document))
-    return rows.dropna(subset="value")  # a correlation with a constant does not exist
-
-
-def _whole(model: BaseModel, document: Document, question: Question, plan: Recipe, answer_tokens: int) -> Layout:
-    """The prompt with the whole document in it."""
-    prompt = layout(model.tokenizer, document, question, "full", model.window, answer_tokens, style(plan.style))
-    if prompt is None:
-        raise ValueError(
-            f"document {document.name!r} and a question do not fit the window of {model.window} tokens: "
-            "make windows smaller"
-        )
-    return prompt
+        plan = gated_recipe(recipe, {**recipe_changes, "seed": seed})
+        with lift(model, document, plan, known_pairs(document), progress=False).on(model) as on:
+            rows = probe(on, document, asked, answer_tokens=answer_tokens, style=style(plan.style))
+        frames.append(rows.assign(seed=seed))
+    return pd.concat(frames, ignore_index=True).assign(condition="lift", **about("oracle_gate", base, model, document))
