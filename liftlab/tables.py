@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from liftlab.canvas import LABELS
-from liftlab.context_plots import length_label
 from liftlab.gate_plots import PROMPTS, signed
 from liftlab.plots import ADAPTER_LABELS, PRETRAINING_LABELS, WORDINGS
 from liftlab.records import replace_file
@@ -44,7 +43,11 @@ def lift_vs_icl(data: pd.DataFrame) -> pd.DataFrame:
     order = [pair for pair in product(LABELS, WORDINGS) if pair in wide.index]
     table = wide.loc[order].fillna("does not fit").reset_index()
     table["condition"], table["wording"] = table["condition"].map(LABELS), table["wording"].map(WORDINGS)
-    return table.set_axis(["condition", "questions", *map(length_label, lengths)], axis=1)
+    return table.set_axis(["condition", "questions", *map(_windows, lengths)], axis=1)
+
+
+def _windows(length: float) -> str:
+    return f"{length:g} " + ("window" if length == 1 else "windows")
 
 
 def pretrain_micro(data: pd.DataFrame) -> pd.DataFrame:
