@@ -10,7 +10,7 @@ reproduce: .venv/ready      ## every figure and table of the micro profile
 test: .venv/ready           ## formatting, lint and the whole test suite
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lab: .venv/lab              ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks

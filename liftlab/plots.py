@@ -15,7 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from liftlab.canvas import LABELS, NUMBERS, Drawn, PlotError, bars, chance, heading, joined, log_ticks, only, summarised
+from liftlab.context_plots import conflict, evidence_position
 from liftlab.gate_plots import gate_values, oracle_gate
+from liftlab.probe_plots import memorization_vs_icl, segment_offset
 from liftlab.records import replace_file
 
 PRETRAINING_LABELS = {"in_context": "in context", "closed_book": "closed book"}
@@ -134,6 +136,10 @@ DRAWINGS: dict[str, Callable[[pd.DataFrame], Drawn]] = {
     "gate_values": gate_values,
     "oracle_gate": oracle_gate,
     "adapters": adapters,
+    "memorization_vs_icl": memorization_vs_icl,
+    "conflict": conflict,
+    "evidence_position": evidence_position,
+    "segment_offset": segment_offset,
 }
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 
 from liftlab.canvas import LABELS
+from liftlab.context_plots import length_label
 from liftlab.gate_plots import PROMPTS, signed
 from liftlab.plots import ADAPTER_LABELS, PRETRAINING_LABELS, WORDINGS
+from liftlab.probe_tables import conflict, evidence_position, interval, memorization_vs_icl, segment_offset
 from liftlab.records import replace_file
 
 GATE_PLACES = {  # evidence_place, or which tokens of the document; the order of the rows
@@ -43,11 +45,7 @@ def lift_vs_icl(data: pd.DataFrame) -> pd.DataFrame:
     order = [pair for pair in product(LABELS, WORDINGS) if pair in wide.index]
     table = wide.loc[order].fillna("does not fit").reset_index()
     table["condition"], table["wording"] = table["condition"].map(LABELS), table["wording"].map(WORDINGS)
-    return table.set_axis(["condition", "questions", *map(_windows, lengths)], axis=1)
-
-
-def _windows(length: float) -> str:
-    return f"{length:g} " + ("window" if length == 1 else "windows")
+    return table.set_axis(["condition", "questions", *map(length_label, lengths)], axis=1)
 
 
 def pretrain_micro(data: pd.DataFrame) -> pd.DataFrame:
@@ -103,12 +101,11 @@ TABLES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "gate_values": gate_values,
     "oracle_gate": oracle_gate,
     "adapters": adapters,
+    "memorization_vs_icl": memorization_vs_icl,
+    "conflict": conflict,
+    "evidence_position": evidence_position,
+    "segment_offset": segment_offset,
 }
-
-
-def interval(row: pd.Series) -> str:
-    """ "0.91 [0.88, 0.94]"; the mean alone where there is no interval."""
-    return f"{row['mean']:.2f}" + ("" if np.isnan(row["low"]) else f" [{row['low']:.2f}, {row['high']:.2f}]")
 
 
 def save(name: str, folder: str | Path) -> pd.DataFrame:

@@ -13,12 +13,15 @@ ORDER = [
     "gated_memory", "recipes", "adapters", "records", "lifted", "lifting", "answering", "scoring", "probes.layout",
     "probes.gates", "probes.oracle_gate", "probes.memorization", "probes.in_context", "probes.conflict",
     "probes.evidence_position", "branches", "pretraining", "statistics", "cells", "studies.registers",
-    "studies.lift_vs_icl", "studies.gate_values", "studies.oracle_gate", "studies.adapters", "studies.pretrain_micro",
-    "canvas", "gate_plots", "plots", "tables", "parameters", "runner", "cli",
+    "studies.lift_vs_icl", "studies.gate_values", "studies.oracle_gate", "studies.adapters",
+    "studies.memorization_vs_icl", "studies.conflict", "studies.evidence_position", "studies.segment_offset",
+    "studies.pretrain_micro",
+    "canvas", "gate_plots", "probe_plots", "context_plots", "plots", "probe_tables", "tables", "findings",
+    "parameters", "runner", "cli",
 ]  # fmt: skip
 WITHOUT_TORCH = [
     "documents", "worlds", "prompts", "examples", "scoring", "records", "statistics", "cells", "canvas", "gate_plots",
-    "plots", "tables", "parameters", "runner", "cli",
+    "probe_plots", "context_plots", "plots", "probe_tables", "tables", "findings", "parameters", "runner", "cli",
 ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from test_gate_plots import gate_records, oracle_records
+from test_probe_plots import PROBES
 
 from liftlab import plots
 from liftlab.statistics import summarise
@@ -65,6 +66,7 @@ RECORDS = {
     "gate_values": gate_records,
     "oracle_gate": oracle_records,
     "adapters": adapter_records,
+    **PROBES,
 }
 
 

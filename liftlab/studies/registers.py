@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+import pandas as pd
+
 from liftlab.documents import Document, Question
-from liftlab.examples import document_ids
+from liftlab.examples import document_ids, known_pairs
+from liftlab.lifting import lift
 from liftlab.models import BaseModel, load
 from liftlab.recipes import Recipe
 from liftlab.worlds import register
 
+Look = Callable[[BaseModel, bool], pd.DataFrame]  # (the model, whether the lift is finished) to rows
 COMPUTE = tuple(  # a change in any of these modules makes a record stale
     f"liftlab.{name}"
     for name in (
@@ -40,25 +44,68 @@ def base_model(name: str, window_tokens: int) -> BaseModel:
 
 def register_of(base: BaseModel, seed: int, windows: float, filler: float) -> Document:
     """A register of `windows` times the tokens that the model's window leaves beside a question and its answer."""
-    target = round(windows * (base.window - QUESTION_TOKENS))
-    words = target
-    for _ in range(6):  # words to tokens: one to one for micro, fewer words than tokens for subword tokenizers
-        document = register(seed, words, filler)
-        tokens = len(document_ids(base.tokenizer, document))
+    return register(seed, _words(base, seed, windows, filler), filler)
+
+
+def paraphrase_of(base: BaseModel, seed: int, windows: float, filler: float) -> Document:
+    """The facts of `register_of` told in other words: of 30 wordings the first that tells the same facts, or nearly.
+
+    A wording with longer sentences may lack the last facts, one with shorter sentences may tell more.
+    """
+    words = _words(base, seed, windows, filler)
+    told = _told(register(seed, words, filler))
+    others = (register(seed, words, filler, wording_seed) for wording_seed in range(30))
+    return min(others, key=lambda other: len(told ^ _told(other)))
+
+
+def other_document_of(seed: int) -> int:
+    """The seed of the other register in the wrong-document control of register `seed`."""
+    return seed + 1
+
+
+def _words(base: BaseModel, seed: int, windows: float, filler: float) -> int:
+    """The words whose register has nearly, and at most, `windows` windows of tokens."""
+    target = words = round(windows * (base.window - QUESTION_TOKENS))
+    for _ in range(5):  # words to tokens: one to one for micro, fewer words than tokens for subword tokenizers
+        tokens = len(document_ids(base.tokenizer, register(seed, words, filler)))
         if target - 24 <= tokens <= target:
             break
         words = int(words * target / tokens) - 4 * (tokens > target)
-    return document
+    return words
 
 
-def ask_facts(document: Document, count: int, seed: int) -> list[Question]:
-    """Up to `count` of the document's one-hop facts, each in one trained and one held-out wording, drawn by `seed`."""
+def _told(document: Document) -> set[tuple[str, str]]:
+    return {(question.text, question.answer) for question in document.asked()}
+
+
+def ask_facts(document: Document, count: int, seed: int, hops: int = 1) -> list[Question]:
+    """Up to `count` of the document's facts, each in one trained and one held-out wording, drawn by `seed`.
+
+    With 2 hops, a fact of somebody's mentor, asked by way of the pupil; a document may have fewer of these, or none.
+    """
     rng = random.Random(f"questions {seed}")
     facts: dict[tuple, dict[str, list[Question]]] = {}
-    for question in document.asked():
-        facts.setdefault((question.evidence, question.answer), {}).setdefault(question.wording, []).append(question)
+    for question in document.asked(hops=hops):
+        fact = question.evidence, question.bridge, question.answer
+        facts.setdefault(fact, {}).setdefault(question.wording, []).append(question)
     chosen = rng.sample(list(facts.values()), min(count, len(facts)))
     return [rng.choice(wordings[use]) for wordings in chosen for use in ("trained", "held_out")]
+
+
+def shuffled(document: Document, questions: Sequence[Question]) -> list[str]:
+    """For each question the answer of another fact, to score answers against: what knowing the answers alone earns.
+
+    A fixed permutation of the document's facts, each to another of its kind (relation), or, for one that is alone of
+    its kind, to one of another kind: scored across kinds, a right answer would be a matter of the kind.
+    """
+    facts = sorted({(question.kind, question.evidence, question.answer) for question in document.asked()})
+    random.Random("shuffled").shuffle(facts)
+    answers = {}
+    for fact in facts:
+        alike = [other for other in facts if other[0] == fact[0]]
+        among = alike if len(alike) > 1 else facts
+        answers[fact] = among[(among.index(fact) + 1) % len(among)][2]
+    return [answers[question.kind, question.evidence, question.answer] for question in questions]
 
 
 def about(study: str, base: str, model: BaseModel, document: Document) -> dict:
@@ -76,6 +123,34 @@ def gated_recipe(name: str, changes: dict) -> Recipe:
             "choose a recipe with adapter gated_memory, such as micro/gated_memory"
         )
     return recipe
+
+
+def recipes_of(names: dict[str, str], changes: dict) -> dict[str, Recipe]:
+    """The recipes by adapter, all changed alike; ValueError where there is none, or two cut or ask differently."""
+    at_least_one(recipes=len(names))
+    recipes = {adapter: Recipe.preset(name, **changes) for adapter, name in names.items()}
+    for field in ("segment_tokens", "offset_tokens", "style"):
+        values = {adapter: getattr(recipe, field) for adapter, recipe in recipes.items()}
+        if len(set(values.values())) > 1:
+            raise ValueError(
+                f"the recipes differ in {field} ({values}): the base model is measured once for all of them, "
+                "make it the same with recipe_changes"
+            )
+    return recipes
+
+
+def watched(base: BaseModel, document: Document, recipe: Recipe, every: int, look: Look) -> pd.DataFrame:
+    """The rows of `look(model, last)` at step 0, every `every`-th step and the last of one lift; column step."""
+    seen: dict[int, pd.DataFrame] = {}
+
+    def watch(step: int, on: BaseModel) -> None:
+        if step % every == 0:
+            seen[step] = look(on, False)
+
+    lifted = lift(base, document, recipe, known_pairs(document), watch=watch, progress=False)
+    with lifted.on(base) as on:
+        seen[len(lifted.history)] = look(on, True)
+    return pd.concat([frame.assign(step=step) for step, frame in seen.items()], ignore_index=True)
 
 
 def at_least_one(**counts: int) -> None:
