@@ -29,7 +29,6 @@ CONDITIONS = {
 }
 
 
-@torch.no_grad()
 def answer(
     base: BaseModel,
     document: Document,
@@ -45,6 +44,14 @@ def answer(
     `base` is a base model, or `Lifted.on(base)`. `batch_tokens` bounds the padded prompt tokens of one batch.
     """
     prompts = [put(base.tokenizer, document, q, context, base.window, answer_tokens, style) for q in questions]
+    return answer_prompts(base, prompts, answer_tokens, batch_tokens)
+
+
+@torch.no_grad()
+def answer_prompts(
+    base: BaseModel, prompts: Sequence[list[int] | None], answer_tokens: int = 8, batch_tokens: int = 16384
+) -> list[str | None]:
+    """Greedy answers to `prompts` (token ids each, see `prompts.put`), in batches of like length; None for None."""
     answers: list[str | None] = [None] * len(prompts)
     fitting = [i for i, prompt in enumerate(prompts) if prompt is not None]
     for rows in _batches(fitting, prompts, batch_tokens):
@@ -70,6 +77,7 @@ def _generate(base: BaseModel, prompts: list[list[int]], answer_tokens: int) -> 
     ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=base.model.device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=base.model.device)
     out = base.model.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=answer_tokens, do_sample=False, pad_token_id=pad
-    )
+        input_ids=ids, attention_mask=mask, max_new_tokens=answer_tokens, do_sample=False,
+        repetition_penalty=1.0, pad_token_id=pad,
+    )  # fmt: skip
     return [text.strip() for text in base.tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)]

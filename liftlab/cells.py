@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import joblib
 import pandas as pd
 from tqdm import tqdm
 
@@ -18,6 +20,7 @@ from liftlab import records
 
 Settings = dict[str, Any]  # JSON values only
 Facts = dict[str, Any] | Callable[[], dict[str, Any]]
+WORKERS = "LIFTLAB_WORKERS"  # environment variable: processes that compute cells side by side
 
 
 class CellError(ValueError):
@@ -32,24 +35,64 @@ def run(
     modules: Sequence[str],
     facts: Facts,
     data: Sequence[Path] = (),
+    *,
+    alone: bool = False,
 ) -> pd.DataFrame:
     """The records of `cell(**settings)` for every settings of `grid`, joined in grid order; written to folder/name.csv.
 
     A cell is computed unless folder/name/KEY.csv is whole. KEY covers the study's name, the settings, the source of
     `modules` (import names; a package counts its __init__ only) and the bytes of the `data` files that they read.
-    `facts` go into the provenance; where callable, they are asked for once, after the first computed cell.
+    `facts` go into the provenance; where callable, they are asked for once, before the first computed cell is kept.
+    Cells are computed side by side in `workers()` processes; `alone`: one after the other, for cells that time things.
     """
     folder = Path(folder)
     keys = _keys(name, grid, _fingerprint(modules, data))
     files = {key: folder / name / f"{key}.csv" for key in keys}
+    todo = {key: settings for key, settings in zip(keys, grid, strict=True) if not _is_whole(files[key])}
     known: dict[str, Any] = {}
-    for key, settings in tqdm(zip(keys, grid, strict=True), desc=name, total=len(grid), unit="cell", file=sys.stderr):
-        if not _is_whole(files[key]):
-            frame = _computed(cell, settings)
-            known = known or _known(facts)
-            made_with = records.provenance(study=name, settings=settings, key=key, **known)
-            records.write(frame, files[key], made_with)
+    with tqdm(desc=name, total=len(grid), initial=len(grid) - len(todo), unit="cell", file=sys.stderr) as bar:
+        for key, frame in _computed(cell, todo, 1 if alone else min(workers(), len(todo))):
+            known = known or (facts() if callable(facts) else facts)
+            records.write(frame, files[key], records.provenance(study=name, settings=todo[key], key=key, **known))
+            bar.update()
     return _joined(name, grid, files, folder / f"{name}.csv")
+
+
+def workers() -> int:
+    """LIFTLAB_WORKERS; without it one where there is a GPU, else one a core. CellError if it is no whole number."""
+    given = os.environ.get(WORKERS)
+    if given is None:
+        import torch  # here, because figures are redrawn without it
+
+        return 1 if torch.cuda.is_available() else joblib.cpu_count()
+    if not (given.isdecimal() and int(given) >= 1):
+        raise CellError(f"{WORKERS} = {given!r}: give the number of processes for cells, 1 or more")
+    return int(given)
+
+
+def _computed(
+    cell: Callable[..., pd.DataFrame], todo: dict[str, Settings], processes: int
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """(key, records) of each cell as it is done; several processes share the cores evenly."""
+    if processes <= 1:  # all cores for each cell in turn
+        yield from ((key, _checked(cell, settings)) for key, settings in todo.items())
+        return
+    threads = max(1, joblib.cpu_count() // processes)
+    with joblib.parallel_config("loky", n_jobs=processes, inner_max_num_threads=threads):
+        pool = joblib.Parallel(return_as="generator_unordered", batch_size=1)
+        yield from pool(joblib.delayed(_keyed)(key, cell, settings) for key, settings in todo.items())
+
+
+def _keyed(key: str, cell: Callable[..., pd.DataFrame], settings: Settings) -> tuple[str, pd.DataFrame]:
+    return key, _checked(cell, settings)
+
+
+def _checked(cell: Callable[..., pd.DataFrame], settings: Settings) -> pd.DataFrame:
+    frame = cell(**settings)
+    try:
+        return records.check(frame)
+    except records.RecordError as error:
+        raise records.RecordError(f"cell {settings}: {error}") from error
 
 
 def _keys(name: str, grid: list[Settings], fingerprint: str) -> list[str]:
@@ -111,18 +154,6 @@ def _is_whole(path: Path) -> bool:
         tqdm.write(f"warning: cell {path} is damaged and will be computed again ({error})", file=sys.stderr)
         return False
     return True
-
-
-def _computed(cell: Callable[..., pd.DataFrame], settings: Settings) -> pd.DataFrame:
-    frame = cell(**settings)
-    try:
-        return records.check(frame)
-    except records.RecordError as error:
-        raise records.RecordError(f"cell {settings}: {error}") from error
-
-
-def _known(facts: Facts) -> dict[str, Any]:
-    return facts() if callable(facts) else facts
 
 
 def _joined(name: str, grid: list[Settings], files: dict[str, Path], path: Path) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from liftlab import runner
 from liftlab.parameters import assignments
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+WORKERS = "LIFTLAB_WORKERS"  # read by liftlab.cells
 INTERRUPTED = 130  # exit code of a program stopped by Ctrl-C
 Profile = Annotated[str, typer.Option(help="A subfolder of papermill_runs.")]
 
@@ -50,8 +51,14 @@ def run(
     names: Annotated[list[str] | None, typer.Argument(help="Notebooks; all of the profile if none is named.")] = None,
     profile: Profile = "micro",
     sets: Annotated[list[str] | None, typer.Option("--set", help="key=value, in place of the profile's.")] = None,
+    workers: Annotated[
+        int,
+        typer.Option(min=0, help="Processes side by side; 0: one a core, or one where there is a GPU."),
+    ] = 0,
 ) -> None:
     """Execute notebooks under a profile; every parameter is checked before the first kernel starts."""
+    if workers:
+        os.environ[WORKERS] = str(workers)  # the kernels inherit it
     root, given = runner.root(), assignments(sets or [])
     chosen = names or runner.runs_under(root, profile)
     if not chosen:
@@ -71,15 +78,20 @@ def figures(profile: Profile = "micro") -> None:
     found = sorted((root / runner.RUNS / profile / "records").glob("*.csv"))
     if not found:
         raise runner.RunError(f"profile {profile!r} has no records to draw: liftlab run --profile {profile}")
-    from liftlab import plots, records, tables
+    from liftlab import findings, plots, records, tables
 
+    folder = root / runner.FIGURES / profile
     for path in found:
         if path.stem in plots.DRAWINGS:
-            plots.save(path.stem, records.read(path)[0], root / runner.FIGURES / profile)
+            table = records.read(path)[0]
+            plots.save(path.stem, table, folder)
             typer.echo(f"figures/{profile}/{path.stem}.png .svg .csv")
             if path.stem in tables.TABLES:
-                tables.save(path.stem, root / runner.FIGURES / profile)
+                tables.save(path.stem, folder)
                 typer.echo(f"figures/{profile}/{path.stem}.md")
+            if path.stem in findings.FINDINGS:
+                findings.save(path.stem, table, folder)
+                typer.echo(f"figures/{profile}/{path.stem}.findings.md")
         else:
             typer.echo(f"no drawing for {path.relative_to(root)}", err=True)
 

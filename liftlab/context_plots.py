@@ -16,6 +16,7 @@ from liftlab.probe_plots import (
     LINE_COLUMNS,
     adapters_in,
     along,
+    chance_levels,
     checked,
     chosen,
     lines,
@@ -46,13 +47,14 @@ def conflict(records: pd.DataFrame) -> Drawn:
     (source); columns adapter and step. A gate's documents are those that answered from its source.
     """
     rows, by = checked(records, "answered_from", ["adapter", "step", "source"], CONTROLS), ["condition", "adapter"]
-    lifted, beside = along(rows[rows["condition"] == "lift"]), rows[rows["condition"].isin(list(BESIDE))]
+    lifted, beside = along(rows[rows["condition"] == "lift"]), rows[rows["condition"] != "lift"]
     known = {"known": ("closed book, held-out", "exact_match", {"wording": "held_out"})}
     drawn = {"answers": ANSWERS, "closed_book": known} | ({"gate": GATES} if "gate" in set(lifted["metric"]) else {})
-    ends = lines(last_step(beside, by), {"answers": ANSWERS}, by, needed=False)
-    points = joined([lines(lifted, drawn, [*by, "step"]), ends]).reindex(columns=[*LINE_COLUMNS, "step", *SUMMARY])
+    ends = lines(last_step(beside, by), {"answers": ANSWERS, "closed_book": known}, by, needed=False)
+    points = joined([lines(lifted, drawn, [*by, "step"]), ends, chance_levels(rows, {"closed_book": known})])
+    points = points.reindex(columns=[*LINE_COLUMNS, "step", *SUMMARY])
     present = adapters_in(points)
-    figure, axes = panels(len(present) + ("gate" in drawn), heading(records, points))
+    figure, axes = panels(len(present) + ("gate" in drawn), heading(records, points[points["condition"] != "chance"]))
     for axis, adapter in zip(axes, present, strict=False):
         _answers(axis, points[points["adapter"].isin([adapter, ""]) & (points["panel"] != "gate")], adapter)
     if "gate" in drawn:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 
 import pandas as pd
 
@@ -24,6 +25,7 @@ from liftlab.probe_plots import (
     chosen,
     ratio_label,
 )
+from liftlab.records import replace_file
 from liftlab.statistics import Paired, holm, minimum_detectable_effect, paired_differences, paired_test
 
 PUBLISHED = 3 / 8  # offset / segment length
@@ -50,16 +52,28 @@ Said = tuple[list[Comparison], list[str]]  # comparisons, those of one sentence 
 def of(name: str, records: pd.DataFrame) -> str:
     """Markdown: a bullet per comparison, and a line on the tests. PlotError for records that lack what it compares.
 
-    p: sign-flip test over documents, Holm's correction over all comparisons of the answer.
+    p: sign-flip test over documents, Holm's correction over the comparisons of one bullet, which ask one question.
     """
     if name not in FINDINGS:
         raise PlotError(f"no findings are called {name!r}: choose one of {', '.join(FINDINGS)}")
     comparisons, plain = FINDINGS[name](records)
+    bullets = [_bullet(what, list(of)) for what, of in groupby(comparisons, lambda comparison: comparison.what)]
+    counts = [c.documents for c in comparisons if c.documents >= 2]
+    return "\n".join([*bullets, *(f"- {sentence}" for sentence in plain), *_about_tests(counts)]) + "\n"
+
+
+def save(name: str, records: pd.DataFrame, folder: str | Path) -> str:
+    """What `of` says, also written to `folder`/NAME.findings.md."""
+    said = of(name, records)
+    replace_file(Path(folder) / f"{name}.findings.md", said.encode("utf-8"))
+    return said
+
+
+def _bullet(what: str, comparisons: list[Comparison]) -> str:
     tests = {place: paired_test(c.a, c.b) for place, c in enumerate(comparisons) if c.documents >= 2}
     corrected = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
-    parts = [(c.what, _said(c, tests.get(place), corrected.get(place))) for place, c in enumerate(comparisons)]
-    bullets = [f"- {what}: {'; '.join(said for _, said in of)}." for what, of in groupby(parts, lambda part: part[0])]
-    return "\n".join([*bullets, *(f"- {sentence}" for sentence in plain), *_about_tests(tests.values())]) + "\n"
+    said = [_said(c, tests.get(place), corrected.get(place)) for place, c in enumerate(comparisons)]
+    return f"- {what}: {'; '.join(said)}."
 
 
 def _said(comparison: Comparison, test: Paired | None, p: float | None) -> str:
@@ -81,14 +95,13 @@ def _documents(count: int) -> str:
     return f"{count} document" + "s" * (count != 1)
 
 
-def _about_tests(tests: Iterable[Paired]) -> list[str]:
-    """What p and the detectable effects are, and the smallest p that so few documents can give."""
-    counts = [test.documents for test in tests]
+def _about_tests(counts: Sequence[int]) -> list[str]:
+    """What p and the detectable effects are, and the smallest p that so few documents can give; `counts` a test."""
     if not counts:
         return []
-    least = min(1.0, len(counts) * 2 / 2 ** max(counts))
+    least = 2 / 2 ** max(counts)
     limit = f" With at most {max(counts)} documents it cannot fall below {least:.2g}." if least > 0.05 else ""
-    many = f"two-sided sign-flip test over documents, Holm's correction over these {len(counts)} tests"
+    many = "two-sided sign-flip test over documents, Holm's correction over the comparisons of a sentence"
     return ["", f"p: {many}.{limit} Detectable effects: paired t-test at 0.05, before that correction."]
 
 

@@ -93,7 +93,7 @@ def memorization_vs_icl(records: pd.DataFrame) -> Drawn:
     curves = lines(joined([along(rows[rows["condition"] == "lift"]), rows[rows["condition"] == "base"]]), TRACES, by)
     curves = curves[(curves["panel"] != "closed_book") | (curves["condition"] != "base")]  # it is among the controls
     ends = last_step(rows[rows["metric"] != "chance"], ["condition", "adapter"])
-    levels = _chance(rows, {"closed_book": CLOSED_BOOK, **AT_THE_END})
+    levels = chance_levels(rows, {"closed_book": CLOSED_BOOK, **AT_THE_END})
     points = joined([curves, lines(ends, AT_THE_END, by[:2]), levels])
     points = points.reindex(columns=[*LINE_COLUMNS, "step", *SUMMARY])
     figure, axes = panels(len(TRACES) + 1, heading(records, points[points["condition"] != "chance"]))
@@ -110,14 +110,16 @@ def segment_offset(records: pd.DataFrame) -> Drawn:
     """Closed-book accuracy, bits a token, recited tokens and trained tokens against offset / segment length.
 
     Records: columns adapter and ratio (empty for the base model); metrics "exact_match" (wording, hops),
-    "bits_per_token" (text), "recited_tokens" (place), "trained_tokens", "chance".
+    "bits_per_token" (text), "recited_tokens" (place), "trained_tokens", "chance". The controls are in the table over
+    all ratios (ratio empty) too.
     """
     by, answers = ["condition", "adapter", "ratio"], {"closed_book": OFFSETS["closed_book"]}
     rows = checked(records, "exact_match", ["adapter", "ratio", "wording", "hops"], CONTROLS)
     parts = [
         lines(rows[rows["condition"].isin(["lift", "base"])], OFFSETS, by),
         lines(rows[rows["condition"] == "other_document"], answers, by, needed=False),
-        _chance(rows, answers),
+        lines(rows[rows["condition"].isin(["other_document", "shuffled_answers"])], answers, by[:2], needed=False),
+        chance_levels(rows, answers),
     ]
     points = joined(parts).reindex(columns=[*LINE_COLUMNS, "ratio", *SUMMARY])
     figure, axes = panels(len(OFFSETS), heading(records, points[points["condition"] != "chance"]))
@@ -141,7 +143,12 @@ def ratio_label(ratio: float) -> str:
 
 
 def checked(records: pd.DataFrame, metric: str, columns: list[str], conditions: Iterable[str]) -> pd.DataFrame:
-    """The records, `adapter` "" where there is none. PlotError: no lift's `metric`, a column missing, or a stranger."""
+    """The records, `adapter` "" where there is none. PlotError: no lift's `metric`, a column missing, or a stranger.
+
+    Answers are called exact_match, whatever `score` the study gave them: a study gives all of them the same.
+    """
+    if "metric" in records.columns:
+        records = records.assign(metric=records["metric"].replace({"contains": "exact_match", "f1": "exact_match"}))
     measured(records, metric, ["condition", "document", "seed", "value", *columns])
     rows = only_known(records, conditions)
     if "adapter" in columns:
@@ -189,7 +196,7 @@ def chosen(rows: pd.DataFrame, metric: str, values: dict) -> pd.DataFrame:
     return rows[keep]
 
 
-def _chance(rows: pd.DataFrame, of: dict) -> pd.DataFrame:
+def chance_levels(rows: pd.DataFrame, of: dict) -> pd.DataFrame:
     """The chance level of every line, without interval; no row where none was recorded."""
     levels = {panel: {name: (label, "chance", {key: values[key] for key in ("wording", "hops") if key in values})
                       for name, (label, _, values) in drawn.items()} for panel, drawn in of.items()}  # fmt: skip

@@ -62,14 +62,15 @@ def _three(steps: list[float]) -> list[float]:
 
 
 def conflict(data: pd.DataFrame) -> pd.DataFrame:
-    """What was answered from, closed-book accuracy, gates (0..1): base model, adapters and control at the last step."""
+    """What was answered from, closed-book accuracy, gates (0..1): base model, adapters, controls at the last step."""
     last = data.groupby("adapter", dropna=False)["step"].transform("max")
     rows = data[data["step"].isna() | (data["step"] == last)]
     return _table(rows, "step", "step {:g}".format, ANSWERS)
 
 
 def segment_offset(data: pd.DataFrame) -> pd.DataFrame:
-    """The base model, each adapter at each ratio of offset to segment length, the control, chance."""
+    """The base model, each adapter at each ratio of offset to segment length, the controls over all ratios, chance."""
+    data = data[(data["condition"] == "lift") | data["ratio"].isna()]
     return _table(data, "ratio", lambda ratio: f"offset {ratio_label(ratio)}", OFFSETS)
 
 

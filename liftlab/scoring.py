@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
+from collections.abc import Callable
 
 
 def normalised(text: str) -> str:
@@ -27,4 +28,16 @@ def f1(answer: str, reference: str) -> float:
     return 2 * shared / (len(said) + len(wanted))
 
 
-SCORES = {"exact_match": exact_match, "f1": f1}
+def contains(answer: str, reference: str) -> float:
+    """1.0 where the reference's words stand in the answer, in a row, after normalisation: for models that chat."""
+    return float(f" {normalised(reference)} " in f" {normalised(answer)} ")
+
+
+def score(name: str) -> Callable[[str, str], float]:
+    """The score called `name`; ValueError names the known ones."""
+    if name not in SCORES:
+        raise ValueError(f"score {name!r} is unknown: choose one of {', '.join(SCORES)}")
+    return SCORES[name]
+
+
+SCORES = {"exact_match": exact_match, "f1": f1, "contains": contains}

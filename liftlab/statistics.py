@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -176,36 +176,3 @@ def noncentrality(freedom: int, power: float, alpha: float) -> float:
     miss = (1 - power) / 2  # at `most`, too wide a spread and too low a mean together are as rare as 1 - power
     most = critical * math.sqrt(stats.chi2.isf(miss, freedom) / freedom) + stats.norm.isf(miss)
     return optimize.brentq(lambda nc: stats.ncf.sf(critical**2, 1, freedom, nc**2) - power, 0.0, most)
-
-
-def compare(
-    frame: pd.DataFrame, by: list[str], pairs: Sequence[tuple[str, str]], resamples: int = 10_000, seed: int = 0
-) -> pd.DataFrame:
-    """One row per group of `by` (sorted; [] is one group) and pair of conditions (a, b), as `paired_test` finds it.
-
-    `frame` holds records of one metric: columns `by`, condition, document, value. Columns: `by`, a, b, difference
-    (a - b), low, high, p, p_holm (Holm over all rows), minimum_detectable (power 0.8, alpha 0.05 before Holm),
-    documents. ValueError for a column that is missing, or a condition missing in some group.
-    """
-    absent = [name for name in (*by, "condition", "document", "value") if name not in frame.columns]
-    if absent:
-        raise ValueError(f"cannot compare: column {absent[0]!r} is missing; the table has {', '.join(frame.columns)}")
-    rows = []
-    for key, group in frame.groupby(by, sort=True, dropna=False) if by else [((), frame)]:
-        place = dict(zip(by, key, strict=True))
-        values = {name: part.set_index("document")["value"] for name, part in group.groupby("condition")}
-        for a, b in pairs:
-            row = compared(values, a, b, place, resamples, seed)
-            rows.append({**place, "a": a, "b": b, **row})
-    numbers = ["difference", "low", "high", "p", "p_holm", "minimum_detectable", "documents"]
-    table = pd.DataFrame(rows, columns=[*by, "a", "b", *numbers])
-    return table.assign(p_holm=holm(table["p"]))
-
-
-def compared(values: Mapping[str, pd.Series], a: str, b: str, place: dict, resamples: int, seed: int) -> dict:
-    """One comparison of two conditions as a row; `values` maps condition to values by document."""
-    missing = [name for name in (a, b) if name not in values]
-    if missing:
-        raise ValueError(f"cannot compare: condition {missing[0]!r} is missing in {place}; it has {', '.join(values)}")
-    effect = minimum_detectable_effect(paired_differences(values[a], values[b]))
-    return {**asdict(paired_test(values[a], values[b], resamples, seed)), "minimum_detectable": effect}

@@ -13,6 +13,11 @@ def one_thread():
     torch.set_num_threads(1)  # tiny matrices: a second thread only costs
 
 
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    monkeypatch.setenv("LIFTLAB_WORKERS", "1")  # the tests themselves run side by side
+
+
 @pytest.fixture
 def tiny():
     """A base model of about 60,000 random weights that reads the register world's words; window 256 tokens."""

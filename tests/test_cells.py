@@ -6,8 +6,10 @@ import sys
 import time
 from pathlib import Path
 
+import joblib
 import pandas as pd
 import pytest
+import torch
 
 from liftlab import cells, records
 
@@ -158,6 +160,57 @@ def test_facts_are_asked_for_once_and_only_when_something_was_computed(tmp_path,
     assert [made["weights"] for made in provenance["made_with"]] == ["abc"]
     cell = json.loads((tmp_path / "s" / f"{provenance['keys'][2]}.json").read_text())["provenance"]
     assert cell["settings"] == GRID[2]
+
+
+def draw(rank, seed):
+    """A cell whose values depend on what a process must not share: torch's random numbers, its threads."""
+    torch.manual_seed(seed)
+    values = torch.randn(200, rank) @ torch.randn(rank, 2)
+    return measured(rank, seed).assign(value=values.abs().sum(0).tolist(), threads=torch.get_num_threads())
+
+
+def test_two_processes_give_the_table_of_one_and_share_the_cores(tmp_path, module, monkeypatch):
+    alone = run(draw, tmp_path / "alone")
+    monkeypatch.setenv("LIFTLAB_WORKERS", "2")
+    side_by_side = run(draw, tmp_path / "both")
+    pd.testing.assert_frame_equal(side_by_side.drop(columns="threads"), alone.drop(columns="threads"))
+    assert set(side_by_side["threads"]) == {max(1, joblib.cpu_count() // 2)}
+
+
+def third_fails(rank, seed):
+    if (rank, seed) == (16, 0):
+        raise RuntimeError("out of memory")
+    return measured(rank, seed)
+
+
+def test_a_cell_that_fails_in_a_process_of_its_own_is_the_run_s_error(tmp_path, module, monkeypatch):
+    monkeypatch.setenv("LIFTLAB_WORKERS", "2")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(third_fails, tmp_path)
+    assert not (tmp_path / "s.csv").exists()
+    kept = len(list((tmp_path / "s").glob("*.csv")))
+    run(cell := Counted(), tmp_path, alone=True)
+    assert len(cell.calls) == 4 - kept
+
+
+def test_cells_that_time_things_have_the_machine_to_themselves(tmp_path, module, monkeypatch):
+    monkeypatch.setenv("LIFTLAB_WORKERS", "2")
+    run(cell := Counted(), tmp_path, alone=True)
+    assert cell.calls == GRID  # in this process
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "two", "1.5", ""])
+def test_a_wrong_number_of_workers_is_named(tmp_path, module, monkeypatch, given):
+    monkeypatch.setenv("LIFTLAB_WORKERS", given)
+    with pytest.raises(cells.CellError, match=f"LIFTLAB_WORKERS = '{given}': give the number of processes"):
+        run(measured, tmp_path)
+
+
+def test_without_a_number_there_is_a_process_a_core_or_one_beside_a_gpu(monkeypatch):
+    monkeypatch.delenv("LIFTLAB_WORKERS")
+    for gpu, expected in ((False, joblib.cpu_count()), (True, 1)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        assert cells.workers() == expected
 
 
 SLOW = """

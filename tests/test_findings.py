@@ -42,16 +42,16 @@ def by_hand(values=DIFFERENCES, other=0.0):
 
 
 def test_a_sentence_holds_the_paired_test_s_numbers():
-    """Hand-computed: mean of six differences 0.85; sign-flip p = 2 / 2**6, times two tests = 0.0625."""
+    """Hand-computed: mean of six differences 0.85; sign-flip p = 2 / 2**6; a sentence of one adapter is one test."""
     said = findings.of("memorization_vs_icl", by_hand())
     test = paired_test(dict(enumerate(DIFFERENCES)), dict.fromkeys(range(6), 0.0))
     assert test.p == pytest.approx(2 / 2**6)
     effect = minimum_detectable_effect(DIFFERENCES)
     assert line(said, "Closed book, held-out") == (
         f"- Closed book, held-out wordings, lift minus base: LoRA +0.85 [{test.low:+.2f}, {test.high:+.2f}], "
-        f"p = 0.062 (6 documents; an effect of {effect:.2f} would be found with power 0.8)."
+        f"p = 0.031 (6 documents; an effect of {effect:.2f} would be found with power 0.8)."
     )
-    assert "Holm's correction over these 2 tests" in said and "it cannot fall below 0.062" in said
+    assert "Holm's correction over the comparisons of a sentence" in said and "cannot fall below" not in said
 
 
 def test_what_was_not_measured_is_not_tested():
@@ -85,13 +85,22 @@ def test_bits_saved_are_compared_within_a_document():
     assert "LoRA +2.00 [+2.00, +2.00]" in line(said, "Bits a token")
 
 
-def test_holm_runs_over_all_sentences():
-    """Nine documents, ten tests: the p in the text are those of `holm` over all differences, in order."""
+def test_holm_runs_over_the_adapters_of_a_sentence():
+    """Nine documents, five sentences of two adapters: the p in the text are those of `holm` over each pair."""
     records = memorization_records(9)
     said = findings.of("memorization_vs_icl", records)
     comparisons, _ = findings.memorization_vs_icl(records)
-    expected = holm([paired_test(one.a, one.b).p for one in comparisons])
+    pairs = list(zip(comparisons[::2], comparisons[1::2], strict=True))
+    expected = [p for pair in pairs for p in holm([paired_test(one.a, one.b).p for one in pair])]
+    assert all(first.what == second.what and first.who != second.who for first, second in pairs)
     assert re.findall(r"p = ([\d.e-]+) \(", said) == [f"{p:.2g}" for p in expected] and len(expected) == 10
+
+
+def test_findings_are_kept_beside_the_figure_as_they_are_said(tmp_path):
+    said = findings.save("memorization_vs_icl", memorization_records(3), tmp_path)
+    assert said == findings.of("memorization_vs_icl", memorization_records(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["memorization_vs_icl.findings.md"]
+    assert (tmp_path / "memorization_vs_icl.findings.md").read_text("utf-8") == said
 
 
 def test_conflict_compares_sources_gates_and_counts_what_does_not_apply():

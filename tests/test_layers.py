@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "liftlab"
 ORDER = [
     "documents", "worlds", "prompts", "examples", "gguf_weights", "hub_weights", "models", "gated_layer",
     "gated_memory", "recipes", "adapters", "records", "lifted", "lifting", "answering", "scoring", "probes.layout",
-    "probes.gates", "probes.oracle_gate", "probes.memorization", "probes.in_context", "probes.conflict",
+    "probes.gates", "probes.answers", "probes.oracle_gate", "probes.memorization", "probes.in_context",
+    "probes.conflict",
     "probes.evidence_position", "branches", "pretraining", "statistics", "cells", "studies.registers",
     "studies.lift_vs_icl", "studies.gate_values", "studies.oracle_gate", "studies.adapters",
     "studies.memorization_vs_icl", "studies.conflict", "studies.evidence_position", "studies.segment_offset",

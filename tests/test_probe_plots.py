@@ -257,9 +257,19 @@ def test_offset_draws_the_table(records):
             assert list(rows["ratio"]) == sorted(RATIOS)
             np.testing.assert_allclose(heights(axis, f"_{line} lora"), rows["mean"], rtol=1e-5)
     assert set(rows_of(table, condition="base", ratio=None)["panel"]) == {"closed_book", "bits", "recited"}
-    assert set(rows_of(table, condition="other_document")["ratio"]) == {0.375}
+    controls = rows_of(table, condition="other_document")
+    assert set(controls["ratio"].dropna()) == {0.375} and set(controls.loc[controls["ratio"].isna(), "line"]) == {
+        "held_out",
+        "trained",
+    }
     trained = rows_of(table, panel="trained_tokens", adapter="lora", ratio=1.0)["mean"].item()
     assert trained == 12150  # 12000 + the mean of 0, 100, 200, 300
+
+
+@pytest.mark.parametrize("name", sorted(PROBES))
+def test_answers_are_drawn_whatever_they_were_scored_by(records, name):
+    scored = records[name].replace({"metric": {"exact_match": "contains"}})
+    pd.testing.assert_frame_equal(drawn(name, scored)[1], drawn(name, records[name])[1])
 
 
 @pytest.mark.parametrize("name", sorted(PROBES))
@@ -290,7 +300,7 @@ def test_records_that_cannot_be_drawn_are_refused(records, tmp_path, name):
     for change, words in (
         ({"base_model": ["a"] + ["b"] * (len(frame) - 1)}, r"mix several values of 'base_model' \(a, b\)"),
         ({"condition": "guess"}, "condition 'guess' has no place in this drawing"),
-        ({"metric": "f1"}, "records hold no metric '.*': they have f1"),
+        ({"metric": "loss"}, "records hold no metric '.*': they have loss"),
         ({"condition": "other_document"}, "of condition 'lift': run the study's notebook again"),
     ):
         with pytest.raises(canvas.PlotError, match=words) as error:

@@ -117,11 +117,21 @@ def test_what_cannot_be_edited_is_none(question, text, others):
     assert edited(DOCUMENT, ASKED) is not None
 
 
-@pytest.mark.parametrize("source", ["context", "memory", "neither"])
-def test_the_answer_decides_the_source(tiny, monkeypatch, source):
-    says = {"context": "milwaukee", "memory": "The Oslo!", "neither": "Oslo Milwaukee"}[source]
-    monkeypatch.setattr(conflict, "answer", lambda *args, **settings: [says])
-    frame = probe(tiny, DOCUMENT, [ASKED, replace(ASKED, kind="")])
+@pytest.mark.parametrize(
+    ("source", "score", "says"),
+    [
+        ("context", "exact_match", "milwaukee"),
+        ("memory", "exact_match", "The Oslo!"),
+        ("neither", "exact_match", "Oslo Milwaukee"),
+        ("context", "contains", "It is Milwaukee."),
+        ("memory", "contains", "It is Oslo."),
+        ("neither", "contains", "Oslo Milwaukee"),  # both
+        ("neither", "f1", "It is Oslo."),  # not wholly right
+    ],
+)
+def test_the_answer_decides_the_source(tiny, monkeypatch, source, score, says):
+    monkeypatch.setattr(conflict, "answer_prompts", lambda *args, **settings: [says])
+    frame = probe(tiny, DOCUMENT, [ASKED, replace(ASKED, kind="")], score=score)
     rows, last = frame[:-1], frame.iloc[-1]
     assert list(frame.columns) == conflict.COLUMNS and set(rows.metric) == {"answered_from"}
     assert dict(zip(rows.source, rows.value, strict=True)) == {name: float(name == source) for name in conflict.SOURCES}
@@ -132,11 +142,13 @@ def test_the_answer_decides_the_source(tiny, monkeypatch, source):
 
 def test_the_edited_document_is_what_stands_in_the_prompt(tiny, monkeypatch):
     asked = []
-    monkeypatch.setattr(conflict, "answer", lambda base, *rest, **settings: asked.append((rest, settings)) or [""])
-    probe(tiny, DOCUMENT, [HOME], context="full", answer_tokens=3)
-    (document, (question,), context), settings = asked[0]
-    assert document == edited(DOCUMENT, HOME) and question == document.questions[1]
-    assert (context, settings["answer_tokens"]) == ("full", 3)
+    monkeypatch.setattr(conflict, "answer_prompts", lambda base, *rest: asked.append(rest) or [""] * len(rest[0]))
+    probe(tiny, DOCUMENT, [HOME, ASKED], context="full", answer_tokens=3)
+    changed = [edited(DOCUMENT, question) for question in (HOME, ASKED)]
+    questions = changed[0].questions[1], changed[1].questions[0]
+    whole = [put(tiny.tokenizer, *of, "full", tiny.window, 3) for of in zip(changed, questions, strict=True)]
+    assert asked == [(whole, 3)] and whole[0] != whole[1]
+    assert "Hugo calls Milwaukee" not in tiny.tokenizer.decode(whole[0])
 
 
 def test_questions_whose_evidence_is_not_whole_in_the_prompt_are_counted(tiny):

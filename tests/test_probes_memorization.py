@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from liftlab.answering import answer
 from liftlab.documents import Document, Question
 from liftlab.examples import document_ids
 from liftlab.lifting import lift
@@ -163,7 +164,9 @@ def test_a_row_a_question_closed_book(micro):
     assert list(rows.question) == [question.text for question in questions]
     assert list(rows.wording) == [question.wording for question in questions]
     assert list(rows.hops) == [1, 1, 1, 2] and rows.kind.iloc[-1] == "town" and rows.value.iloc[-1] == 0.0
-    said = memorization.answer(micro, LONG, questions, "none")
+    assert rows.depth.tolist()[:3] == [LONG.depth(question) for question in questions[:3]]
+    assert rows.depth.isna().tolist() == [False, False, False, True]
+    said = answer(micro, LONG, questions, "none")
     right = [replace(question, answer=text) for question, text in zip(questions, said, strict=True)]
     assert set(probe(micro, LONG, right, **CUES).query("metric == 'exact_match'").value) == {1.0}
 

@@ -15,7 +15,7 @@ from liftlab.worlds import register, word_count
 
 LONG, SHORT = register(0, 600), register(0, 150)
 BOTH = pytest.mark.parametrize("module", [in_context, evidence_position])
-POSITION = ["question", "wording", "kind", "hops", "depth", "place", "would_be", "metric", "unit", "value"]
+POSITION = ["question", "wording", "kind", "hops", "depth", "metric", "unit", "value", "place", "would_be"]
 
 
 def place_by_words(tiny, document, question, answer_tokens):

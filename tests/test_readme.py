@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from liftlab import tables
+from liftlab import findings, tables
+from liftlab.probe_plots import ADAPTERS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -18,6 +19,45 @@ def test_each_figure_s_table_stands_in_the_readme_as_its_data_gives_it(path):
     table = tables.markdown(tables.TABLES[path.stem](pd.read_csv(path)))
     assert path.with_suffix(".md").read_text("utf-8") == table + "\n"
     assert table in README
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "figures").glob("*/*.findings.md")), ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
+def test_each_figure_s_findings_stand_in_the_readme(path):
+    assert path.read_text("utf-8") in README
+
+
+def test_every_figure_with_findings_has_them():
+    named = [path for path in DATA if path.stem in findings.FINDINGS]
+    assert named and all(path.with_suffix(".findings.md").is_file() for path in named)
+
+
+MEANS = {  # a sentence's start: what it subtracts, as columns of the figure's numbers
+    "Closed book, held-out wordings, lift minus base": {"panel": "controls", "line": "held_out"},
+    "Closed book, two hops, lift minus base": {"panel": "controls", "line": "two_hops"},
+    "Answered from memory, lift minus base": {"panel": "answers", "line": "memory"},
+    "Answered from the context, lift minus base": {"panel": "answers", "line": "context"},
+}
+
+
+@pytest.mark.parametrize("path", [p for p in DATA if p.stem in ("memorization_vs_icl", "conflict")],
+                         ids=lambda p: f"{p.parent.name}/{p.stem}")  # fmt: skip
+def test_a_finding_s_difference_is_that_of_the_means_drawn(path):
+    """Paired or not, a mean difference over the same documents is the difference of the means."""
+    data, said = pd.read_csv(path), path.with_suffix(".findings.md").read_text("utf-8")
+    checked = 0
+    for start, values in MEANS.items():
+        rows = data[(data[list(values)] == pd.Series(values)).all(axis=1)]
+        for adapter, label in ADAPTERS.items():
+            found = re.search(rf"- {start}: (?:.*; )?(?:{label}) (?:no difference found: )?([+-][\d.]+) \[", said)
+            if found:
+                lift = rows[(rows["condition"] == "lift") & (rows["adapter"] == adapter)]
+                last = lift.loc[lift["step"].fillna(0).idxmax(), "mean"]
+                base = rows.loc[rows["condition"] == "base", "mean"].item()
+                assert float(found[1]) == pytest.approx(last - base, abs=0.006)
+                checked += 1
+    assert checked >= 2
 
 
 def test_every_figure_is_there_in_three_forms_and_shown():

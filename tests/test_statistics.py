@@ -26,13 +26,21 @@ def test_interval_agrees_with_plain_numpy(count, confidence):
     assert found[0] == means.mean()
 
 
+def test_interval_is_scipy_s_own_bootstrap_with_a_fixed_seed():
+    means = np.random.default_rng(2).random(8)
+    wanted = stats.norm.cdf(math.sqrt(8 / 7) * stats.t.ppf(0.975, 7)) * 2 - 1
+    alone = stats.bootstrap((means,), np.mean, confidence_level=wanted, n_resamples=5000, method="percentile",
+                            rng=np.random.default_rng(3)).confidence_interval  # fmt: skip
+    assert interval(means, resamples=5000, seed=3) == pytest.approx((means.mean(), alone.low, alone.high), rel=1e-12)
+
+
 def test_interval_is_deterministic_and_follows_its_seed():
     values = pd.Series(np.random.default_rng(1).random(9))
     assert interval(values) == interval(values)
     assert interval(values, seed=1) != interval(values)
 
 
-@pytest.mark.parametrize("documents", [5, 10, 20, 40])
+@pytest.mark.parametrize("documents", [5, 7, 10, 20, 40])
 @pytest.mark.parametrize("law", ["normal", "accuracy"])
 def test_interval_covers_the_mean_about_as_often_as_it_says(documents, law):
     """Simulated studies: documents are normal, or the share right of 5 questions with each its own difficulty."""

@@ -1,4 +1,4 @@
-"""The laws of the paired tests: permutation p, Holm, minimum detectable effect, the table of comparisons."""
+"""The laws of the paired tests: permutation p, Holm, minimum detectable effect."""
 
 from dataclasses import astuple
 from fractions import Fraction
@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from liftlab.statistics import compare, holm, interval, minimum_detectable_effect, paired_differences, paired_test
+from liftlab.statistics import holm, interval, minimum_detectable_effect, paired_test
 
 
 def enumerated_p(differences):
@@ -155,48 +155,3 @@ def test_interval_covers_the_mean_of_20_to_30_documents(documents):
         _, low, high = interval(values, resamples=1000)
         hits.append(low <= 0.5 <= high)
     assert 0.88 <= np.mean(hits) <= 0.97
-
-
-def records(seed=0):
-    rng = np.random.default_rng(seed)
-    keys = pd.MultiIndex.from_product([["open", "closed"], ["lift", "icl", "base"], list("uvwxyz"), range(3)])
-    frame = keys.to_frame(index=False, name=["wording", "condition", "document", "seed"])
-    return frame.assign(value=rng.random(len(frame)) + 0.3 * (frame["condition"] == "lift"))
-
-
-def test_compare_is_the_three_tests_of_each_group():
-    frame, pairs = records(), [("lift", "base"), ("icl", "base")]
-    found = compare(frame, ["wording"], pairs, seed=2)
-    assert [tuple(row) for row in found[["wording", "a", "b"]].to_numpy()] == [
-        (wording, *pair) for wording in ("closed", "open") for pair in pairs
-    ]
-    for _, row in found.iterrows():
-        group = frame[frame["wording"] == row["wording"]].set_index(["condition", "document"])["value"]
-        a, b = group.loc[row["a"]], group.loc[row["b"]]
-        assert tuple(row[["difference", "low", "high", "p", "documents"]]) == astuple(paired_test(a, b, seed=2))
-        assert row["minimum_detectable"] == minimum_detectable_effect(paired_differences(a, b))
-    assert found["p_holm"].tolist() == holm(found["p"]) != found["p"].tolist()
-
-
-def test_compare_without_groups_or_pairs():
-    """No `by`: one row a pair over everything. No pairs: no rows, the same columns. Order of rows does not matter."""
-    frame, pairs = records(), [("lift", "icl")]
-    whole = compare(frame, [], pairs)
-    means = frame.groupby("condition")["value"].mean()
-    assert len(whole) == 1 and whole["difference"].item() == pytest.approx(means["lift"] - means["icl"])
-    assert whole["p_holm"].item() == whole["p"].item()
-    none = compare(frame, [], [])
-    assert none.empty and list(none) == list(whole)
-    shuffled = compare(frame.sample(frac=1, random_state=0), [], pairs)
-    pd.testing.assert_frame_equal(shuffled, whole, rtol=1e-12)
-
-
-def test_compare_names_what_is_missing():
-    frame = records()
-    with pytest.raises(ValueError, match="condition 'gated' is missing"):
-        compare(frame, ["wording"], [("lift", "gated")])
-    part = frame[(frame["wording"] == "open") | (frame["condition"] != "icl")]
-    with pytest.raises(ValueError, match="condition 'icl' is missing in {'wording': 'closed'}; it has base, lift"):
-        compare(part, ["wording"], [("lift", "icl")])
-    with pytest.raises(ValueError, match="column 'adapter' is missing"):
-        compare(frame, ["adapter"], [("lift", "icl")])

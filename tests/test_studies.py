@@ -14,7 +14,8 @@ SMALL = dict(
 
 @pytest.fixture
 def on_tiny(tiny, monkeypatch):
-    monkeypatch.setattr(lift_vs_icl, "base_model", lambda name, window_tokens: tiny)
+    for study in (lift_vs_icl, registers):
+        monkeypatch.setattr(study, "base_model", lambda name, window_tokens: tiny)
     return tiny
 
 

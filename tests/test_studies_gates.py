@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from liftlab.studies import adapters, gate_values, oracle_gate
+from liftlab.studies import adapters, gate_values, oracle_gate, registers
 
 RECIPE = {"mixed_epochs": 1, "init": "per_head", "segment_tokens": 48, "offset_tokens": 18}
 COMMON = dict(base="tiny", window_tokens=0, documents=2, seeds=2, questions=3, recipe="micro/gated_memory",
@@ -15,7 +15,7 @@ ORACLE = {**COMMON, "windows": 0.5, "recipe_changes": RECIPE}
 
 @pytest.fixture(autouse=True)
 def on_tiny(tiny, monkeypatch):
-    for study in (gate_values, oracle_gate, adapters):
+    for study in (gate_values, oracle_gate, adapters, registers):
         monkeypatch.setattr(study, "base_model", lambda name, window_tokens: tiny)
 
 

@@ -11,12 +11,12 @@ from liftlab.probes.evidence_position import truncated_place
 from liftlab.prompts import PLAIN, put
 from liftlab.recipes import Recipe
 from liftlab.scoring import exact_match
-from liftlab.studies import evidence_position, segment_offset
+from liftlab.studies import evidence_position, registers, segment_offset
 from liftlab.studies.registers import ask_facts, register_of, shuffled
 
 CHANGES = {"mixed_epochs": 1, "segment_tokens": 32}
 COMMON = dict(base="tiny", window_tokens=0, documents=2, seeds=1, questions=6, recipe="micro/lora", filler=0.1,
-              answer_tokens=2)  # fmt: skip
+              answer_tokens=2, score="exact_match")  # fmt: skip
 CONTROLS = ["other_document", "shuffled_answers", "chance"]
 POSITION = {**COMMON, "windows": [0.5, 1.5], "conditions": list(CONDITIONS),
             "recipe_changes": {**CHANGES, "offset_tokens": 12}}  # fmt: skip
@@ -27,7 +27,7 @@ STUDIES = [(evidence_position, POSITION), (segment_offset, OFFSET)]
 
 @pytest.fixture(autouse=True)
 def on_tiny(tiny, monkeypatch):
-    for study in (evidence_position, segment_offset):
+    for study in (evidence_position, segment_offset, registers):
         monkeypatch.setattr(study, "base_model", lambda name, window_tokens: tiny)
 
 
@@ -48,11 +48,19 @@ def test_every_condition_asks_every_question_and_full_icl_where_the_document_fit
 
 
 def test_where_truncation_puts_the_evidence_is_the_question_s_not_the_condition_s(tmp_path, tiny):
-    frame = evidence_position.run(**{**POSITION, "questions": 20, "documents": 1}, records=tmp_path)
+    every = evidence_position.run(**{**POSITION, "questions": 20, "documents": 1}, records=tmp_path)
+    frame = every[every["condition"] != "other_document"]
     same = frame.groupby(["windows", "document", "question"])[["would_be", "depth", "kind"]].nunique()
     assert (same == 1).all(axis=None)
     places = frame.groupby("windows")["would_be"].unique()
     assert set(places[0.5]) == {"whole"} and {"head", "middle", "tail"} <= set(places[1.5])
+    for windows in (0.5, 1.5):  # of the control, in the other register
+        other = register_of(tiny, 201, windows, 0.1)
+        asked = [q for q in ask_facts(other, 20, 201) if q.wording == "held_out"]
+        told = every[(every["condition"] == "other_document") & (every["windows"] == windows)]
+        assert list(told["question"]) == [q.text for q in asked] and set(told["place"]) == {"absent"}
+        assert list(told["depth"]) == pytest.approx([other.depth(q) for q in asked])
+        assert list(told["would_be"]) == [truncated_place(tiny, other, q, answer_tokens=2) for q in asked]
 
 
 def test_a_question_that_leaves_no_room_for_the_document_has_no_full_icl(tmp_path, tiny, monkeypatch):
@@ -70,39 +78,67 @@ def test_a_question_that_leaves_no_room_for_the_document_has_no_full_icl(tmp_pat
     assert 0 < len(fitting) < len(asked) == (frame["condition"] == "chance").sum()
 
 
-def test_controls_are_the_other_register_s_adapter_and_the_answers_permuted(tmp_path, tiny):
-    """Rebuilt by hand: the same answers, scored against those of other facts; and those of register 201's adapter."""
+def test_controls_are_the_other_register_s_questions_and_the_answers_permuted(tmp_path, tiny):
+    """Rebuilt by hand, one adapter: its answers, scored against those of other facts; and what it says of another."""
     changes = {**POSITION["recipe_changes"], "mixed_epochs": 6}
     settings = {**POSITION, "windows": [0.5], "documents": 1, "questions": 40, "recipe_changes": changes}
     frame = evidence_position.run(**settings, records=tmp_path)
-    document, other = (register_of(tiny, seed, 0.5, 0.1) for seed in (200, 201))
-    asked = [q for q in ask_facts(document, 40, 200) if q.wording == "held_out"]
-    plan = Recipe.preset("micro/lora", **changes)
-    said = {}
-    for source in (document, other):
-        with lift(tiny, source, plan, known_pairs(source), progress=False).on(tiny) as on:
-            said[source.name] = answer(on, document, asked, "none", answer_tokens=2)
-    right = [q.answer for q in asked]
-    wanted = {"lift": (document, right), "other_document": (other, right),
-              "shuffled_answers": (document, shuffled(document, asked))}  # fmt: skip
-    for condition, (source, answers) in wanted.items():
-        scores = [exact_match(text, a) for text, a in zip(said[source.name], answers, strict=True)]
-        assert list(frame.loc[frame["condition"] == condition, "value"]) == scores
+    wanted = by_hand(tiny, Recipe.preset("micro/lora", **changes), 40, ["held_out"])
+    for condition, (questions, scores) in wanted.items():
+        told = frame[frame["condition"] == condition]
+        assert list(told["question"]) == questions and list(told["value"]) == scores, condition
     assert frame.loc[frame["condition"] == "lift", "value"].sum() > 0  # so that the comparison can fail
 
 
-def test_every_ratio_is_measured_and_so_are_its_controls(tmp_path):
+def by_hand(tiny, plan, count, wordings):
+    """Per condition, the questions and the scores of the adapter of register 200, closed book, in a plain loop."""
+    document, other = (register_of(tiny, seed, 0.5, 0.1) for seed in (200, 201))
+    own, others = (
+        [q for q in ask_facts(of, count, seed) if q.wording in wordings] for of, seed in ((document, 200), (other, 201))
+    )
+    wanted = {"lift": (document, own), "other_document": (other, others),
+              "shuffled_answers": (document, shuffled(document, own))}  # fmt: skip
+    found = {}
+    with lift(tiny, document, plan, known_pairs(document), progress=False).on(tiny) as on:
+        for condition, (source, asked) in wanted.items():
+            said = answer(on, source, asked, "none", answer_tokens=2)
+            scores = [exact_match(text, q.answer) for text, q in zip(said, asked, strict=True)]
+            found[condition] = [q.text for q in asked], scores
+    assert found["lift"][1] != found["shuffled_answers"][1] and found["lift"][0] == found["shuffled_answers"][0]
+    return found
+
+
+def test_controls_of_a_ratio_are_its_adapter_s_answers(tmp_path, tiny):
+    changes = {**CHANGES, "mixed_epochs": 40}
+    few = {"documents": 1, "questions": 20, "ratios": [0.375], "recipe_changes": changes}
+    frame = segment_offset.run(**{**OFFSET, **few}, records=tmp_path)
+    plan = Recipe.preset("micro/lora", **changes, offset_tokens=12, segment_epochs=2, segments_in_mixed=False)
+    for condition, (questions, scores) in by_hand(tiny, plan, 20, ["trained", "held_out"]).items():
+        told = frame[(frame["condition"] == condition) & (frame["metric"] == "exact_match")]
+        assert list(told["question"]) == questions and list(told["value"]) == scores, condition
+    lifted = frame[(frame["condition"] == "lift") & (frame["metric"] == "exact_match")]
+    assert lifted["value"].sum() > 0  # so that the comparison can fail
+
+
+def test_every_ratio_is_measured_and_so_are_its_controls(tmp_path, tiny):
     few = {"documents": 1, "seeds": 2, "questions": 3, "ratios": [1.0, 0.375]}
     frame = segment_offset.run(**{**OFFSET, **few}, records=tmp_path)
     measured = frame[frame["condition"] != "chance"]
-    lifts = {(name, seed, 0.375) for name in ("lift", "other_document") for seed in range(2)}
-    lifts |= {("lift", seed, 1.0) for seed in range(2)}
+    names = ["lift", "other_document", "shuffled_answers"]
+    lifts = {(name, seed, ratio) for name in names for seed in range(2) for ratio in few["ratios"]}
+    asked = {seed: {q.text for q in ask_facts(register_of(tiny, seed, 0.5, 0.1), 3, seed)} for seed in (200, 201)}
     assert len(measured.groupby("document")) == 1
     for document, told in measured.groupby("document"):
         base, trained = told[told["condition"] == "base"], told[told["condition"] != "base"]
         groups = {key: rows for key, rows in trained.groupby(["condition", "seed", "ratio"])}
         assert set(groups) == lifts, document
-        for rows in (base, *groups.values()):
+        for (condition, _, _), rows in groups.items():
+            answers = rows[rows["metric"] == "exact_match"]
+            assert set(answers["question"]) == asked[201 if condition == "other_document" else 200]
+            assert condition == "lift" or len(answers) == len(rows) == 2 * 3
+            assert (answers["wording"].value_counts() == 3).all() and set(answers["wording"]) == {"trained", "held_out"}
+            assert answers["depth"].between(0, 1).all()
+        for rows in (base, *(rows for (condition, _, _), rows in groups.items() if condition == "lift")):
             counts = rows.groupby("metric").size()
             assert counts["exact_match"] == 2 * 3 and counts["bits_per_token"] == 2 and counts["recited_tokens"] == 4
             assert set(rows["text"]) >= {"document", "paraphrase"}

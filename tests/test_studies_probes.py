@@ -1,16 +1,22 @@
 """The studies on memorization and conflict, on a tiny random model: every promised row, every control, same bytes."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
+from liftlab.answering import answer
+from liftlab.examples import known_pairs
+from liftlab.lifting import lift
+from liftlab.recipes import Recipe
+from liftlab.scoring import exact_match
 from liftlab.studies import conflict, memorization_vs_icl, registers
 from liftlab.worlds import vocabulary
 
 ADAPTERS = {"lora": "micro/lora", "gated_memory": "micro/gated_memory"}
 CHANGES = {"mixed_epochs": 1, "segment_tokens": 48, "offset_tokens": 24, "segments_in_mixed": False}
 COMMON = dict(base="tiny", window_tokens=0, documents=2, seeds=2, questions=2, every=3, recipes=ADAPTERS,
-              recipe_changes=CHANGES, filler=0.1, answer_tokens=2)  # fmt: skip
+              recipe_changes=CHANGES, filler=0.1, answer_tokens=2, score="exact_match")  # fmt: skip
 MEMORIZATION = {**COMMON, "seeds": 1, "windows": 1.2, "cues": 2}
 CONFLICT = {**COMMON, "windows": 0.5, "every": 2}
 STUDIES = [(memorization_vs_icl, MEMORIZATION), (conflict, CONFLICT)]
@@ -18,7 +24,7 @@ STUDIES = [(memorization_vs_icl, MEMORIZATION), (conflict, CONFLICT)]
 
 @pytest.fixture(autouse=True)
 def on_tiny(tiny, monkeypatch):
-    for study, _ in STUDIES:
+    for study in (registers, memorization_vs_icl, conflict):
         monkeypatch.setattr(study, "base_model", lambda name, window_tokens: tiny)
 
 
@@ -48,10 +54,11 @@ def test_every_document_has_each_adapter_and_seed_probed_along_the_way_and_its_c
         assert sorted(set(steps)) == [*range(0, last[who], settings["every"]), last[who]] and len(set(steps)) > 2
     rows = lift.groupby([*of, "step"]).size()
     assert (rows.groupby(["document", "adapter"]).nunique() == 1).all()
-    other = frame[frame["condition"] == "other_document"].groupby(of)["step"]
-    assert other.min().equals(last) and other.max().equals(last)
+    for control in ("other_document", "shuffled_answers"):
+        steps = frame[frame["condition"] == control].groupby(of)["step"]
+        assert steps.min().equals(last) and steps.max().equals(last)
     once = frame[frame["adapter"] == ""]
-    assert set(once["condition"]) == {"base", "chance"} & set(frame["condition"])
+    assert set(once["condition"]) == {"base", "chance"}
     assert (once["step"] == 0).all() and (once["seed"] == 0).all()
 
 
@@ -88,8 +95,12 @@ def test_memorization_measures_text_facts_and_what_the_lift_costs(small):
 
 def test_conflict_says_where_answers_come_from_and_what_is_known(small):
     frame = small(conflict, CONFLICT)
-    assert set(frame["condition"]) == {"base", "lift", "other_document"}
-    for (condition, adapter, _), rows in frame.groupby(["condition", "adapter", "step"]):
+    assert set(frame["condition"]) == {"base", "chance", "lift", "other_document", "shuffled_answers"}
+    unscored = frame["condition"].isin(["chance", "shuffled_answers"])
+    assert set(frame.loc[frame["condition"] == "chance", "metric"]) == {"chance"}
+    assert set(frame.loc[frame["condition"] == "shuffled_answers", "metric"]) == {"exact_match"}
+    assert (frame[unscored].groupby(["condition", "adapter"]).size() == 2).all()
+    for (condition, adapter, _), rows in frame[~unscored].groupby(["condition", "adapter", "step"]):
         answered = rows[rows["metric"] == "answered_from"]
         left_out = rows.loc[rows["metric"] == "not_applicable", "value"].sum()
         assert (answered.groupby("question")["value"].sum() == 1).all()
@@ -97,8 +108,32 @@ def test_conflict_says_where_answers_come_from_and_what_is_known(small):
         gates = rows[rows["metric"] == "gate"]
         assert len(gates) == (4 - left_out if adapter == "gated_memory" else 0) and gates["value"].between(0, 1).all()
         known = rows[rows["metric"] == "exact_match"]
-        assert len(known) == (2 if condition == "lift" else 0) and set(known["wording"]) <= {"held_out"}
+        assert len(known) == (0 if condition == "other_document" else 2) and set(known["wording"]) <= {"held_out"}
         assert set(rows["unit"]) <= {"share of questions", "gate 0..1", "questions"}
+
+
+def test_what_is_known_closed_book_and_its_controls_are_those_of_a_plain_loop(small, tiny):
+    changes = {**CHANGES, "mixed_epochs": 6}
+    few = {"questions": 12, "recipes": {"lora": "micro/lora"}, "recipe_changes": changes, "every": 1000}
+    frame = small(conflict, CONFLICT, **few)
+    document = registers.register_of(tiny, 200, 0.5, 0.1)
+    asked = [q for q in registers.ask_facts(document, 12, 200) if q.wording == "held_out"]
+
+    def scores(on, questions):
+        said = answer(on, document, questions, "none", answer_tokens=2)
+        return [exact_match(text, q.answer) for text, q in zip(said, questions, strict=True)]
+
+    wanted = {"base": scores(tiny, asked), "chance": [q.chance for q in asked]}
+    plan = Recipe.preset("micro/lora", **changes)
+    with lift(tiny, document, plan, known_pairs(document), progress=False).on(tiny) as on:
+        wanted["lift"] = scores(on, asked)
+        wanted["shuffled_answers"] = scores(on, registers.shuffled(document, asked))
+    told = frame[frame["metric"].isin(["exact_match", "chance"])]
+    last = told[(told["condition"] != "lift") | (told["step"] == told["step"].max())]
+    for condition, values in wanted.items():
+        rows = last[last["condition"] == condition]
+        assert list(rows["question"]) == [q.text for q in asked] and list(rows["value"]) == values, condition
+    assert sum(wanted["lift"]) > 0 and wanted["lift"] != wanted["shuffled_answers"]  # so that the comparison can fail
 
 
 @pytest.mark.parametrize(("study", "settings"), STUDIES)
@@ -126,6 +161,7 @@ def test_a_study_from_scratch_gives_the_same_bytes_and_the_base_rows_of_any_adap
             "the recipes differ in segment_t",
         ),
         ({"windows": 0.0}, "windows = 0.0"),
+        ({"score": "bleu"}, "score 'bleu' is unknown: choose among exact_match, f1, contains"),
     ],
 )
 def test_settings_are_checked_before_anything_is_computed(study, settings, change, message, tmp_path):
@@ -151,10 +187,12 @@ def test_a_paraphrase_tells_the_same_facts_in_other_words(tiny):
 def test_shuffled_answers_are_those_of_other_facts_of_the_same_kind(tiny):
     document = registers.register_of(tiny, 200, 2.0, 0.1)
     facts = {(q.kind, q.evidence): q for q in document.asked()}
-    own, other = [q.answer for q in facts.values()], registers.shuffled(document, list(facts.values()))
+    permuted = registers.shuffled(document, list(facts.values()))
+    own, other = ([q.answer for q in questions] for questions in (facts.values(), permuted))
+    assert [replace(q, answer="") for q in facts.values()] == [replace(q, answer="") for q in permuted]
     for relation in vocabulary().relations:
         mine = [answer for answer, question in zip(own, facts.values(), strict=True) if question.kind == relation.name]
         pairs = [(a, b) for a, b, q in zip(own, other, facts.values(), strict=True) if q.kind == relation.name]
         assert sorted(b for _, b in pairs) == sorted(mine)
         assert sum(a == b for a, b in pairs) <= len(mine) - len(set(mine))
-    assert other == registers.shuffled(document, list(facts.values()))
+    assert permuted == registers.shuffled(document, list(facts.values()))

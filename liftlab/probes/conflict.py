@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from liftlab.answering import answer
+from liftlab import scoring
+from liftlab.answering import answer_prompts
 from liftlab.documents import Document, Question
 from liftlab.gated_layer import GatedMemoryLayer
 from liftlab.models import BaseModel
+from liftlab.probes.answers import about
 from liftlab.probes.gates import at_rest, gates
-from liftlab.probes.in_context import about
 from liftlab.probes.layout import Layout, layout
-from liftlab.prompts import PLAIN, PromptStyle
-from liftlab.scoring import exact_match, normalised
+from liftlab.prompts import PLAIN, PromptStyle, put
+from liftlab.scoring import normalised
 
 SOURCES = ("context", "memory", "neither")
 COLUMNS = ["question", "wording", "kind", "hops", "depth", "source", "metric", "unit", "value"]
@@ -31,23 +32,30 @@ def probe(
     answer_tokens: int = 8,
     style: PromptStyle = PLAIN,
     context: str = "truncated",
+    score: str = "exact_match",
 ) -> pd.DataFrame:
     """What the model answers when the document in the prompt says something else than `document` (see `edited`).
 
     Three rows a question, metric "answered_from", source "context" (it gave the edited answer), "memory" (the
-    original one) or "neither", value 1.0 for one of them; with Gated Memory one more, metric "gate": the mean over
-    layers, heads and the tokens where the edited answer is read off (teacher forced), source = what it answered from.
+    original one) or "neither" (none, or both), value 1.0 for one of them; gave: with a `score` of 1. With Gated Memory
+    one more, metric "gate": the mean over layers, heads and the tokens where the edited answer is read off (teacher
+    forced), source = what it answered from.
     A question applies where it can be edited and its edited evidence is whole in the prompt; the others are counted in
     the last row, metric "not_applicable", which has no source. ValueError where no question applies.
     """
-    settings = context, base.window, answer_tokens, style
+    right, settings = scoring.score(score), (context, base.window, answer_tokens, style)
     cases = [case for question in questions if (case := _case(base, document, question, settings)) is not None]
     if not cases:
         raise ValueError(
             f"none of the {len(questions)} questions applies: each needs evidence that holds its answer and is whole "
             f"in the prompt (context {context!r}), and a question of its kind with another answer in the document"
         )
-    rows = [row for case in cases for row in _rows(base, document, case, settings)]
+    with at_rest(base.model):
+        prompts = [put(base.tokenizer, case.edited, case.asked, *settings) for case in cases]
+        said = answer_prompts(base, prompts, answer_tokens)
+    sources = [_source(text, case, right) for text, case in zip(said, cases, strict=True)]
+    read_off = _gates(base, cases)
+    rows = [row for of in zip(cases, sources, read_off, strict=True) for row in _rows(document, *of)]
     count = {"metric": "not_applicable", "unit": "questions", "value": float(len(questions) - len(cases))}
     return pd.DataFrame([*rows, count], columns=COLUMNS)
 
@@ -145,21 +153,26 @@ def _case(base: BaseModel, document: Document, question: Question, settings: tup
     return _Case(question, changed, asked, made) if made is not None and made.evidence_place == "kept" else None
 
 
-def _rows(base: BaseModel, document: Document, case: _Case, settings: tuple) -> list[dict]:
-    context, _, answer_tokens, style = settings
-    with at_rest(base.model):
-        said = answer(base, case.edited, [case.asked], context, answer_tokens=answer_tokens, style=style)[0]
-    source = _source(said, case)
+def _gates(base: BaseModel, cases: Sequence[_Case]) -> list[float | None]:
+    """Per case the mean gate where the edited answer is read off; None each without Gated Memory."""
+    if not any(isinstance(m, GatedMemoryLayer) and not m.disable_adapters for m in base.model.modules()):
+        return [None] * len(cases)
+    found = gates(base, [case.layout for case in cases]).query("role == 'answer'")
+    return found.groupby("prompt")["gate"].mean().tolist()
+
+
+def _rows(document: Document, case: _Case, source: str, gate: float | None) -> list[dict]:
     of = about(document, case.question)
     metric = {"metric": "answered_from", "unit": "share of questions"}
     rows = [{**of, "source": name, **metric, "value": float(name == source)} for name in SOURCES]
-    if any(isinstance(m, GatedMemoryLayer) and not m.disable_adapters for m in base.model.modules()):
-        gate = gates(base, [case.layout]).query("role == 'answer'")["gate"].mean()
-        rows.append({**of, "source": source, "metric": "gate", "unit": "gate 0..1", "value": float(gate)})
+    if gate is not None:
+        rows.append({**of, "source": source, "metric": "gate", "unit": "gate 0..1", "value": gate})
     return rows
 
 
-def _source(said: str, case: _Case) -> str:
-    if exact_match(said, case.asked.answer):
-        return "context"
-    return "memory" if exact_match(said, case.question.answer) else "neither"
+def _source(said: str, case: _Case, right: Callable[[str, str], float]) -> str:
+    """ "neither" also where both would be right."""
+    context, memory = (right(said, question.answer) == 1.0 for question in (case.asked, case.question))
+    if context == memory:
+        return "neither"
+    return "context" if context else "memory"

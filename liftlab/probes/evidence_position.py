@@ -11,7 +11,7 @@ import pandas as pd
 
 from liftlab.documents import Document, Question
 from liftlab.models import BaseModel
-from liftlab.probes.in_context import about, exact_matches
+from liftlab.probes.answers import scored
 from liftlab.probes.layout import Ends
 from liftlab.prompts import PLAIN, PromptStyle, fit
 
@@ -24,24 +24,22 @@ def probe(
     context: str = "none",
     answer_tokens: int = 8,
     style: PromptStyle = PLAIN,
+    score: str = "exact_match",
 ) -> pd.DataFrame:
-    """Exact match of the greedy answers, a row a question.
+    """`score` (see `scoring.SCORES`) of the greedy answers, a row a question.
 
-    Columns: question, wording, kind, hops, depth (0..1), place, would_be, metric, unit, value (0.0 or 1.0). `would_be`:
-    where truncation puts the evidence: "head", "tail" (kept whole), "middle" (dropped whole), "cut" (kept in part), or
-    "whole" (the whole document fits). `place`: where it stands in the prompt that was asked: the same for context
-    "truncated", "whole" for "full", "absent" for "none". A two-hop question's bridge may stand elsewhere.
+    Columns: question, wording, kind, hops, depth (0..1), place, would_be, metric (`score`), unit, value (0..1).
+    `would_be`: where truncation puts the evidence: "head", "tail" (kept whole), "middle" (dropped whole), "cut" (kept
+    in part), or "whole" (the whole document fits). `place`: where it stands in the prompt that was asked: the same for
+    context "truncated", "whole" for "full", "absent" for "none". A two-hop question's bridge may stand elsewhere.
     ValueError where no question is given, one names no evidence, or the document does not fit (context "full").
     """
     for question in questions:
         _has_evidence(question)
-    scores = exact_matches(base, document, questions, context, answer_tokens, style)
-    rows = []
-    for question, score in zip(questions, scores, strict=True):
-        would_be = truncated_place(base, document, question, answer_tokens=answer_tokens, style=style)
-        place = {"none": "absent", "full": "whole", "truncated": would_be}[context]
-        rows.append({**about(document, question), "place": place, "would_be": would_be, **score})
-    return pd.DataFrame(rows)
+    found = scored(base, document, questions, context, answer_tokens=answer_tokens, style=style, score=score)
+    would_be = [truncated_place(base, document, q, answer_tokens=answer_tokens, style=style) for q in questions]
+    place = {"none": "absent", "full": "whole", "truncated": would_be}[context]
+    return found.assign(place=place, would_be=would_be)
 
 
 def truncated_place(

@@ -15,14 +15,13 @@ import pandas as pd
 import torch
 from torch.nn import functional
 
-from liftlab.answering import answer
 from liftlab.documents import Document, Question
 from liftlab.examples import document_ids, segment_spans
 from liftlab.lifting import scored_logits
 from liftlab.models import BaseModel
+from liftlab.probes.answers import scored
 from liftlab.probes.gates import at_rest
 from liftlab.prompts import PLAIN, PromptStyle
-from liftlab.scoring import exact_match
 
 COLUMNS = [
     "metric", "unit", "value", "text", "tokens", "place", "position", "depth", "limit", "question", "kind", "wording",
@@ -45,6 +44,7 @@ def probe(
     offset_tokens: int | None = None,
     answer_tokens: int = 8,
     style: PromptStyle = PLAIN,
+    score: str = "exact_match",
 ) -> pd.DataFrame:
     """Three kinds of row; a column that a kind does not have is empty there. Positions count from the title's start.
 
@@ -54,7 +54,7 @@ def probe(
     cues. `position` of the cue's first token; `depth` 0 = it begins the document, 1 = it ends it. `place`: "anywhere",
     or, where segment and offset are given as trained with, "segment_start" and "segment_middle" (half an offset
     further), up to `cues` cues of each.
-    exact_match, a row a question: its greedy closed-book answer is right, 0 or 1.
+    `score` (see `scoring.SCORES`), a row a question: of its greedy closed-book answer, 0..1; `depth` of its evidence.
     """
     ids = document_ids(base.tokenizer, document)
     _check(base, document, len(ids), cue_tokens, cues, recite_tokens, segment_tokens, offset_tokens)
@@ -68,7 +68,9 @@ def probe(
             depth = position / (len(ids) - cue_tokens)
             row = {"metric": "recited_tokens", "unit": "tokens", "value": float(value), "place": place}
             rows.append({**row, "position": position, "depth": depth, "limit": limit})
-        rows += _answer_rows(base, document, questions, answer_tokens, style)
+    if questions:
+        found = scored(base, document, questions, "none", answer_tokens=answer_tokens, style=style, score=score)
+        rows += found.to_dict("records")
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -131,22 +133,6 @@ def _recited(base: BaseModel, ids: list[int], starts: list[int], cue_tokens: int
         for start, said in zip(batch, out[:, cue_tokens:].tolist(), strict=True):
             pairs = zip(said, ids[start + cue_tokens :], strict=False)  # the shorter ends the comparison
             yield sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def _answer_rows(base: BaseModel, document: Document, questions, answer_tokens: int, style: PromptStyle) -> list[dict]:
-    said = answer(base, document, questions, "none", answer_tokens=answer_tokens, style=style)
-    return [
-        {
-            "metric": "exact_match",
-            "unit": "share of questions",
-            "value": exact_match(text, question.answer),
-            "question": question.text,
-            "kind": question.kind,
-            "wording": question.wording,
-            "hops": question.hops,
-        }
-        for question, text in zip(questions, said, strict=True)
-    ]
 
 
 def _check(base: BaseModel, document: Document, tokens: int, cue_tokens, cues, recite_tokens, segment, offset) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from liftlab import cells
 from liftlab.answering import answer
 from liftlab.documents import Document
 from liftlab.examples import known_pairs
@@ -18,14 +17,12 @@ from liftlab.prompts import style
 from liftlab.recipes import Recipe
 from liftlab.scoring import SCORES
 from liftlab.studies.registers import (
-    COMPUTE,
-    FIRST_DOCUMENT,
     about,
     ask_facts,
     at_least_one,
     base_model,
-    data_files,
     gated_recipe,
+    over_registers,
     register_of,
 )
 
@@ -61,14 +58,12 @@ def run(
         raise ValueError(f"other_recipes names {', '.join(other_recipes) or 'nothing'}: give one for each of {OTHERS}")
     for name in other_recipes.values():
         Recipe.preset(name)
-    fixed = {
-        "base": base, "window_tokens": window_tokens, "windows": float(windows), "seeds": seeds,
+    settings = {
+        "base": base, "window_tokens": window_tokens, "seeds": seeds,
         "questions": questions, "recipe": recipe, "published_recipe": published_recipe,
         "other_recipes": other_recipes, "filler": filler, "answer_tokens": answer_tokens,
     }  # fmt: skip
-    grid = [{**fixed, "document_seed": seed} for seed in range(FIRST_DOCUMENT, FIRST_DOCUMENT + documents)]
-    facts = lambda: {"base_model": base_model(base, window_tokens).provenance}  # noqa: E731
-    return cells.run("adapters", cell, grid, Path(records), (*COMPUTE, __name__), facts, data_files())
+    return over_registers(cell, settings, documents, [windows], records, alone=True)
 
 
 def cell(

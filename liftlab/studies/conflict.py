@@ -8,28 +8,27 @@ from pathlib import Path
 
 import pandas as pd
 
-from liftlab import cells
 from liftlab.documents import Document, Question
 from liftlab.models import BaseModel
 from liftlab.probes import conflict
-from liftlab.probes.in_context import about as about_question
-from liftlab.probes.in_context import exact_matches
-from liftlab.prompts import PromptStyle, style
+from liftlab.probes.answers import chances, scored
+from liftlab.prompts import style
+from liftlab.scoring import SCORES
 from liftlab.studies.registers import (
-    COMPUTE,
-    FIRST_DOCUMENT,
     about,
     ask_facts,
     at_least_one,
     base_model,
-    data_files,
+    known,
     other_document_of,
+    over_registers,
     recipes_of,
     register_of,
+    shuffled,
     watched,
 )
 
-PROBES = tuple(f"liftlab.probes.{name}" for name in ("layout", "gates", "in_context", "conflict"))
+PROBES = ("layout", "answers", "gates", "conflict")
 
 
 def run(
@@ -45,9 +44,10 @@ def run(
     recipe_changes: dict,
     filler: float,
     answer_tokens: int,
+    score: str,
     records: str | Path,
 ) -> pd.DataFrame:
-    """Records: `probes.conflict` of a document; exact match, closed book, of its own facts in held-out wordings.
+    """Records: `probes.conflict` of a document; `score`, closed book, of its own facts in held-out wordings.
 
     Conditions: lift, at step 0, every `every`-th and the last, with each of `recipes` (adapter: recipe) and seed; base;
     and other_document: the finished adapter, where the prompt and the questions are another document's. A cell of the
@@ -57,15 +57,14 @@ def run(
     at_least_one(documents=documents, seeds=seeds, questions=questions, every=every, answer_tokens=answer_tokens)
     if not 0 < windows <= 1:
         raise ValueError(f"windows = {windows}: the edited fact must stand in the prompt, give a length in 0..1")
+    known([score], tuple(SCORES), "score")
     recipes_of(recipes, recipe_changes)
-    fixed = {
-        "base": base, "window_tokens": window_tokens, "windows": float(windows), "seeds": seeds,
+    settings = {
+        "base": base, "window_tokens": window_tokens, "seeds": seeds,
         "questions": questions, "every": every, "recipes": recipes, "recipe_changes": recipe_changes, "filler": filler,
-        "answer_tokens": answer_tokens,
+        "answer_tokens": answer_tokens, "score": score,
     }  # fmt: skip
-    grid = [{**fixed, "document_seed": seed} for seed in range(FIRST_DOCUMENT, FIRST_DOCUMENT + documents)]
-    facts = lambda: {"base_model": base_model(base, window_tokens).provenance}  # noqa: E731
-    return cells.run("conflict", cell, grid, Path(records), (*COMPUTE, *PROBES, __name__), facts, data_files())
+    return over_registers(cell, settings, documents, [windows], records, probes=PROBES)
 
 
 def cell(
@@ -79,6 +78,7 @@ def cell(
     recipe_changes: dict,
     filler: float,
     answer_tokens: int,
+    score: str,
     document_seed: int,
 ) -> pd.DataFrame:
     """One document, lifted with each recipe and seed and probed along the way, with its controls."""
@@ -86,16 +86,22 @@ def cell(
     plans = recipes_of(recipes, recipe_changes)
     document = register_of(model, document_seed, windows, filler)
     wrong = register_of(model, other_document_of(document_seed), windows, filler)
-    own, other = (
-        _Asked(text, ask_facts(text, questions, document_seed), answer_tokens, style(next(iter(plans.values())).style))
-        for text in (document, wrong)
-    )
+    prompt = {"answer_tokens": answer_tokens, "style": style(next(iter(plans.values())).style), "score": score}
+    own, other = (_Asked(text, ask_facts(text, questions, document_seed), prompt) for text in (document, wrong))
 
     def look(on: BaseModel, last: bool) -> pd.DataFrame:
-        rows = [own.probed(on).assign(condition="lift"), own.known(on).assign(condition="lift")]
-        return pd.concat([*rows, *([other.probed(on).assign(condition="other_document")] if last else [])])
+        rows = [own.probed(on).assign(condition="lift"), own.known(on, own.held_out).assign(condition="lift")]
+        if last:
+            rows.append(other.probed(on).assign(condition="other_document"))
+            rows.append(own.known(on, shuffled(document, own.held_out)).assign(condition="shuffled_answers"))
+        return pd.concat(rows)
 
-    frames = [own.probed(model).assign(condition="base", adapter="", step=0, seed=0)]
+    nothing = {"adapter": "", "step": 0, "seed": 0}
+    frames = [
+        own.probed(model).assign(condition="base", **nothing),
+        own.known(model, own.held_out).assign(condition="base", **nothing),
+        chances(document, own.held_out).assign(condition="chance", **nothing),
+    ]
     for adapter, plan in plans.items():
         for seed in range(seeds):
             rows = watched(model, document, replace(plan, seed=seed), every, look)
@@ -109,15 +115,15 @@ class _Asked:
 
     document: Document
     questions: Sequence[Question]
-    answer_tokens: int
-    style: PromptStyle
+    prompt: dict  # how it is asked and scored
 
     def probed(self, on: BaseModel) -> pd.DataFrame:
-        return conflict.probe(on, self.document, self.questions, answer_tokens=self.answer_tokens, style=self.style)
+        return conflict.probe(on, self.document, self.questions, **self.prompt)
 
-    def known(self, on: BaseModel) -> pd.DataFrame:
-        """Exact match, closed book, of the facts as they are, in held-out wordings."""
-        asked = [question for question in self.questions if question.wording == "held_out"]
-        scores = exact_matches(on, self.document, asked, "none", self.answer_tokens, self.style)
-        of = [about_question(self.document, question) for question in asked]
-        return pd.DataFrame([{**row, **score} for row, score in zip(of, scores, strict=True)])
+    @property
+    def held_out(self) -> list[Question]:
+        return [question for question in self.questions if question.wording == "held_out"]
+
+    def known(self, on: BaseModel, asked: Sequence[Question]) -> pd.DataFrame:
+        """Answers closed book."""
+        return scored(on, self.document, asked, "none", **self.prompt)

@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from liftlab import cells
 from liftlab.answering import CONDITIONS
 from liftlab.documents import Document, Question
 from liftlab.examples import known_pairs
 from liftlab.lifting import lift
 from liftlab.models import BaseModel
-from liftlab.probes import in_context
+from liftlab.probes.answers import chances
 from liftlab.probes.evidence_position import probe, truncated_place
 from liftlab.prompts import style
 from liftlab.recipes import Recipe
+from liftlab.scoring import SCORES
 from liftlab.studies.registers import (
-    COMPUTE,
-    FIRST_DOCUMENT,
     about,
     ask_facts,
     at_least_one,
     base_model,
-    data_files,
     known,
     other_document_of,
+    over_registers,
     register_of,
     shuffled,
 )
 
-PROBES = (
-    "liftlab.probes.layout", "liftlab.probes.gates", "liftlab.probes.in_context", "liftlab.probes.evidence_position",
-)  # fmt: skip
+PROBES = ("layout", "answers", "gates", "evidence_position")
+_Asked = tuple[Document, Sequence[Question]]
 
 
 def run(
@@ -50,31 +48,31 @@ def run(
     conditions: Sequence[str],
     filler: float,
     answer_tokens: int,
+    score: str,
     records: str | Path,
 ) -> pd.DataFrame:
-    """Records: exact match (0 or 1) a question and condition, with the evidence's depth and `would_be`, and its chance.
+    """Records: `score` (see `scoring.SCORES`) and chance a question and condition, with the evidence's depth and place.
 
     `would_be` is where truncation puts the evidence (see probes.evidence_position), the same under all conditions; a
     question has full_icl only where the whole document fits beside it. Beside `conditions` there are always the
-    controls, closed book: other_document (with the adapter of another register of the same length) and shuffled_answers
-    (the answers of "lift" scored against those of other facts). A cell of the cache is one document of one length;
-    `questions` facts of it are asked, in a held-out wording each. What is lifted is repeated with `seeds` seeds.
+    controls, closed book: other_document (the same adapter, asked about another register of the same length; depth and
+    place are those in that one) and shuffled_answers (scored against the answers of other facts). A cell of the cache
+    is one document of one length; `questions` facts of it are asked, in a held-out wording each. What is lifted is
+    repeated with `seeds` seeds.
     """
     at_least_one(documents=documents, seeds=seeds, questions=questions, answer_tokens=answer_tokens)
     for length in windows:
         if not length > 0:
             raise ValueError(f"windows = {list(windows)}: a document length of {length} windows, give lengths above 0")
+    known([score], tuple(SCORES), "score")
     known(conditions, tuple(CONDITIONS), "condition")
     Recipe.preset(recipe, **recipe_changes)
-    fixed = {
+    settings = {
         "base": base, "window_tokens": window_tokens, "seeds": seeds, "questions": questions, "recipe": recipe,
         "recipe_changes": recipe_changes, "conditions": list(conditions), "filler": filler,
-        "answer_tokens": answer_tokens,
+        "answer_tokens": answer_tokens, "score": score,
     }  # fmt: skip
-    chosen = range(FIRST_DOCUMENT, FIRST_DOCUMENT + documents)
-    grid = [{**fixed, "windows": float(length), "document_seed": seed} for length in windows for seed in chosen]
-    facts = lambda: {"base_model": base_model(base, window_tokens).provenance}  # noqa: E731
-    return cells.run("evidence_position", cell, grid, Path(records), (*COMPUTE, *PROBES, __name__), facts, data_files())
+    return over_registers(cell, settings, documents, windows, records, probes=PROBES)
 
 
 def cell(
@@ -87,58 +85,44 @@ def cell(
     conditions: Sequence[str],
     filler: float,
     answer_tokens: int,
+    score: str,
     windows: float,
     document_seed: int,
 ) -> pd.DataFrame:
     """One document, lifted with each seed and asked under every condition."""
     model = base_model(base, window_tokens)
-    document = register_of(model, document_seed, windows, filler)
-    other = register_of(model, other_document_of(document_seed), windows, filler)
-    asked = [q for q in ask_facts(document, questions, document_seed) if q.wording == "held_out"]
     plan = Recipe.preset(recipe, **recipe_changes)
     settings = {"answer_tokens": answer_tokens, "style": style(plan.style)}
+    ask = partial(probe, **settings, score=score)
+    own, other = (
+        _asked(register_of(model, seed, windows, filler), questions, seed)
+        for seed in (document_seed, other_document_of(document_seed))
+    )
+    document, asked = own
     places = [truncated_place(model, document, question, **settings) for question in asked]
-    frames = [_chance(document, asked, places)]
     fitting = [question for question, place in zip(asked, places, strict=True) if place == "whole"]
-    situations = _situations(model, document, other, asked, fitting, plan, conditions, seeds)
-    for seed, condition, on, put, context in situations:
-        rows = probe(on, document, put, context=context, **settings)
-        frames.append(rows.assign(seed=seed, condition=condition))
+    guessed = chances(document, asked).assign(place="absent", would_be=places, seed=0, condition="chance")
+    frames = [guessed]
+
+    def add(on: BaseModel, condition: str, seed: int, of: _Asked, context: str = "none") -> None:
+        if of[1]:
+            rows = ask(on, *of, context=context)
+            frames.append(rows.assign(seed=seed, condition=condition))
+
+    contexts = {name: CONDITIONS[name].context for name in conditions}
+    lifted = [name for name in conditions if CONDITIONS[name].lifted]
+    for name in (name for name in conditions if name not in lifted):
+        add(model, name, 0, (document, fitting) if contexts[name] == "full" else own, contexts[name])
+    for seed in range(seeds):
+        with lift(model, document, replace(plan, seed=seed), known_pairs(document), progress=False).on(model) as on:
+            for name in lifted:
+                add(on, name, seed, own, contexts[name])
+            add(on, "shuffled_answers", seed, (document, shuffled(document, asked)))
+            add(on, "other_document", seed, other)
     shared = about("evidence_position", base, model, document)
     return pd.concat(frames, ignore_index=True).assign(windows=windows, **shared)
 
 
-def _situations(
-    model: BaseModel,
-    document: Document,
-    other: Document,
-    asked: Sequence[Question],
-    fitting: Sequence[Question],
-    plan: Recipe,
-    conditions: Sequence[str],
-    seeds: int,
-) -> Iterator[tuple[int, str, BaseModel, Sequence[Question], str]]:
-    """(seed, condition, model to ask, questions, context) of each condition in turn; one lift serves all it can."""
-    contexts = {name: CONDITIONS[name].context for name in conditions}
-    for name in (name for name in contexts if not CONDITIONS[name].lifted):
-        put = fitting if contexts[name] == "full" else asked
-        if put:
-            yield 0, name, model, put, contexts[name]
-    own = {name: (asked, context) for name, context in contexts.items() if CONDITIONS[name].lifted}
-    wrong = [replace(q, answer=a) for q, a in zip(asked, shuffled(document, asked), strict=True)]
-    own["shuffled_answers"] = wrong, "none"
-    foreign = {"other_document": (asked, "none")}
-    for seed in range(seeds):
-        for source, ways in ((document, own), (other, foreign)):
-            with lift(model, source, replace(plan, seed=seed), known_pairs(source), progress=False).on(model) as on:
-                yield from ((seed, name, on, *way) for name, way in ways.items())
-
-
-def _chance(document: Document, asked: Sequence[Question], places: Sequence[str]) -> pd.DataFrame:
-    """A row a question: the probability of a right guess."""
-    rows = [
-        {**in_context.about(document, question), "place": "absent", "would_be": place, "metric": "chance",
-         "unit": "share of questions", "value": float(question.chance), "seed": 0, "condition": "chance"}
-        for question, place in zip(asked, places, strict=True)
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
+def _asked(document: Document, count: int, seed: int) -> _Asked:
+    """Up to `count` of its facts, in a held-out wording each."""
+    return document, [question for question in ask_facts(document, count, seed) if question.wording == "held_out"]

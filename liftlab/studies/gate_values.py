@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from liftlab import cells
 from liftlab.answering import CONDITIONS, answer
 from liftlab.documents import Document, Question
 from liftlab.examples import known_pairs
@@ -19,18 +18,16 @@ from liftlab.prompts import style
 from liftlab.recipes import Recipe
 from liftlab.scoring import SCORES
 from liftlab.studies.registers import (
-    COMPUTE,
-    FIRST_DOCUMENT,
     about,
     ask_facts,
     at_least_one,
     base_model,
-    data_files,
     gated_recipe,
+    over_registers,
     register_of,
 )
 
-PROBES = ("liftlab.probes.layout", "liftlab.probes.gates")
+PROBES = ("layout", "gates")
 PROBED = ("lift", "lift_truncated_icl")  # the conditions whose prompts are read
 
 
@@ -57,14 +54,12 @@ def run(
     """
     at_least_one(documents=documents, seeds=seeds, questions=questions, every=every, answer_tokens=answer_tokens)
     gated_recipe(recipe, recipe_changes)
-    fixed = {
-        "base": base, "window_tokens": window_tokens, "windows": float(windows), "seeds": seeds,
+    settings = {
+        "base": base, "window_tokens": window_tokens, "seeds": seeds,
         "questions": questions, "every": every, "recipe": recipe, "recipe_changes": recipe_changes, "filler": filler,
         "answer_tokens": answer_tokens,
     }  # fmt: skip
-    grid = [{**fixed, "document_seed": seed} for seed in range(FIRST_DOCUMENT, FIRST_DOCUMENT + documents)]
-    facts = lambda: {"base_model": base_model(base, window_tokens).provenance}  # noqa: E731
-    return cells.run("gate_values", cell, grid, Path(records), (*COMPUTE, *PROBES, __name__), facts, data_files())
+    return over_registers(cell, settings, documents, [windows], records, probes=PROBES)
 
 
 def cell(

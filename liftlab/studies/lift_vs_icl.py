@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from liftlab import cells
 from liftlab.answering import CONDITIONS, answer
 from liftlab.documents import Document, Question
 from liftlab.examples import known_pairs
@@ -18,14 +17,12 @@ from liftlab.prompts import style
 from liftlab.recipes import Recipe
 from liftlab.scoring import SCORES
 from liftlab.studies.registers import (
-    COMPUTE,
-    FIRST_DOCUMENT,
     about,
     ask_facts,
     at_least_one,
     base_model,
-    data_files,
     known,
+    over_registers,
     register_of,
 )
 
@@ -55,15 +52,12 @@ def run(
     at_least_one(documents=documents, seeds=seeds, questions=questions, answer_tokens=answer_tokens)
     known(conditions, (*CONDITIONS, SEGMENTS_ONLY), "condition")
     Recipe.preset(recipe, **recipe_changes)
-    fixed = {
+    settings = {
         "base": base, "window_tokens": window_tokens, "seeds": seeds, "questions": questions, "recipe": recipe,
         "recipe_changes": recipe_changes, "conditions": list(conditions), "filler": filler,
         "answer_tokens": answer_tokens,
     }  # fmt: skip
-    chosen = range(FIRST_DOCUMENT, FIRST_DOCUMENT + documents)
-    grid = [{**fixed, "windows": float(length), "document_seed": seed} for length in windows for seed in chosen]
-    facts = lambda: {"base_model": base_model(base, window_tokens).provenance}  # noqa: E731
-    return cells.run("lift_vs_icl", cell, grid, Path(records), (*COMPUTE, __name__), facts, data_files())
+    return over_registers(cell, settings, documents, windows, records)
 
 
 def cell(

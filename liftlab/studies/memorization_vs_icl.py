@@ -8,23 +8,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from liftlab import cells
-from liftlab.answering import answer
 from liftlab.documents import Document, Question
 from liftlab.models import BaseModel
-from liftlab.probes import in_context, memorization
+from liftlab.probes import answers, in_context, memorization
 from liftlab.prompts import style
 from liftlab.recipes import Recipe
-from liftlab.scoring import exact_match
+from liftlab.scoring import SCORES
 from liftlab.studies.registers import (
-    COMPUTE,
-    FIRST_DOCUMENT,
     about,
     ask_facts,
     at_least_one,
     base_model,
-    data_files,
+    known,
     other_document_of,
+    over_registers,
     paraphrase_of,
     recipes_of,
     register_of,
@@ -32,7 +29,7 @@ from liftlab.studies.registers import (
     watched,
 )
 
-PROBES = tuple(f"liftlab.probes.{name}" for name in ("layout", "gates", "in_context", "memorization"))
+PROBES = ("layout", "answers", "gates", "in_context", "memorization")
 UNSEEN_WINDOWS, UNSEEN_AFTER = 0.9, 500  # the unseen register: windows (it must fit the prompt), seeds further on
 CUE_TOKENS, RECITE_TOKENS = 8, 16
 
@@ -51,9 +48,10 @@ def run(
     cues: int,
     filler: float,
     answer_tokens: int,
+    score: str,
     records: str | Path,
 ) -> pd.DataFrame:
-    """Records: `probes.memorization` of a document; exact match with its head and tail, and on an unseen document.
+    """Records: `probes.memorization` of a document; `score` with its head and tail, and on an unseen document.
 
     Conditions: lift, at step 0, every `every`-th and the last, with each of `recipes` (adapter: recipe) and seed; base;
     chance; and, closed book, the finished adapter asked about another document (other_document) or scored against the
@@ -64,16 +62,14 @@ def run(
                  answer_tokens=answer_tokens)  # fmt: skip
     if windows <= 0:
         raise ValueError(f"windows = {windows}: must be above 0")
+    known([score], tuple(SCORES), "score")
     recipes_of(recipes, recipe_changes)
-    fixed = {
-        "base": base, "window_tokens": window_tokens, "windows": float(windows), "seeds": seeds,
+    settings = {
+        "base": base, "window_tokens": window_tokens, "seeds": seeds,
         "questions": questions, "every": every, "recipes": recipes, "recipe_changes": recipe_changes, "cues": cues,
-        "filler": filler, "answer_tokens": answer_tokens,
+        "filler": filler, "answer_tokens": answer_tokens, "score": score,
     }  # fmt: skip
-    grid = [{**fixed, "document_seed": seed} for seed in range(FIRST_DOCUMENT, FIRST_DOCUMENT + documents)]
-    facts = lambda: {"base_model": base_model(base, window_tokens).provenance}  # noqa: E731
-    modules = (*COMPUTE, *PROBES, __name__)
-    return cells.run("memorization_vs_icl", cell, grid, Path(records), modules, facts, data_files())
+    return over_registers(cell, settings, documents, [windows], records, probes=PROBES)
 
 
 def cell(
@@ -88,6 +84,7 @@ def cell(
     cues: int,
     filler: float,
     answer_tokens: int,
+    score: str,
     document_seed: int,
 ) -> pd.DataFrame:
     """One document, lifted with each recipe and seed and probed along the way, with its controls."""
@@ -104,6 +101,7 @@ def cell(
         plan=next(iter(plans.values())),
         cues=cues,
         answer_tokens=answer_tokens,
+        score=score,
     )
     nothing = {"adapter": "", "step": 0, "seed": 0}
     frames = [case.probed(model).assign(condition="base", **nothing), case.chance().assign(**nothing)]
@@ -143,17 +141,18 @@ class _Case:
     plan: Recipe
     cues: int
     answer_tokens: int
+    score: str
 
     @property
     def settings(self) -> dict:
-        return {"answer_tokens": self.answer_tokens, "style": style(self.plan.style)}
+        return {"answer_tokens": self.answer_tokens, "style": style(self.plan.style), "score": self.score}
 
     def look(self, on: BaseModel, last: bool) -> pd.DataFrame:
         rows = [self.probed(on).assign(condition="lift")]
         if last:
-            answers = [question.answer for question in self.other.questions]
-            rows.append(self._scored(on, self.other, answers, "other_document"))
-            rows.append(self._scored(on, self.own, shuffled(self.own.document, self.own.questions), "shuffled_answers"))
+            own, other = self.own, self.other
+            rows.append(self._scored(on, other.document, other.questions, "other_document"))
+            rows.append(self._scored(on, own.document, shuffled(own.document, own.questions), "shuffled_answers"))
         return pd.concat(rows, ignore_index=True)
 
     def probed(self, on: BaseModel) -> pd.DataFrame:
@@ -163,7 +162,7 @@ class _Case:
             cue_tokens=CUE_TOKENS, cues=self.cues, recite_tokens=RECITE_TOKENS,
             segment_tokens=self.plan.segment_tokens, offset_tokens=self.plan.offset_tokens, **self.settings,
         )  # fmt: skip
-        closed["context"] = closed["metric"].map({"exact_match": "none"})
+        closed["context"] = closed["metric"].map({self.score: "none"})
         cut, whole = (
             in_context.probe(on, asked.document, asked.held_out, context=context, **self.settings)
             for asked, context in ((self.own, "truncated"), (self.unseen, "full"))
@@ -171,15 +170,9 @@ class _Case:
         return pd.concat([closed, cut, whole.assign(context="unseen_document")], ignore_index=True)
 
     def chance(self) -> pd.DataFrame:
-        return _rows(self.own, "chance", [question.chance for question in self.own.questions], "chance")
+        return answers.chances(self.own.document, self.own.questions).assign(context="none", condition="chance")
 
-    def _scored(self, on: BaseModel, asked: _Asked, answers: Sequence[str], condition: str) -> pd.DataFrame:
-        """Exact match, closed book, against `answers`."""
-        said = answer(on, asked.document, asked.questions, "none", **self.settings)
-        return _rows(asked, "exact_match", list(map(exact_match, said, answers)), condition)
-
-
-def _rows(asked: _Asked, metric: str, values: Sequence[float], condition: str) -> pd.DataFrame:
-    what = {"metric": metric, "unit": "share of questions", "context": "none", "condition": condition}
-    of = [in_context.about(asked.document, question) for question in asked.questions]
-    return pd.DataFrame([{**row, **what, "value": value} for row, value in zip(of, values, strict=True)])
+    def _scored(self, on: BaseModel, document: Document, asked: Sequence[Question], condition: str) -> pd.DataFrame:
+        """Answers closed book."""
+        found = answers.scored(on, document, asked, "none", **self.settings)
+        return found.assign(context="none", condition=condition)

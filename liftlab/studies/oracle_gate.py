@@ -6,24 +6,21 @@ from pathlib import Path
 
 import pandas as pd
 
-from liftlab import cells
 from liftlab.examples import known_pairs
 from liftlab.lifting import lift
 from liftlab.probes.oracle_gate import probe
 from liftlab.prompts import style
 from liftlab.studies.registers import (
-    COMPUTE,
-    FIRST_DOCUMENT,
     about,
     ask_facts,
     at_least_one,
     base_model,
-    data_files,
     gated_recipe,
+    over_registers,
     register_of,
 )
 
-PROBES = ("liftlab.probes.layout", "liftlab.probes.gates", "liftlab.probes.oracle_gate")
+PROBES = ("layout", "gates", "oracle_gate")
 
 
 def run(
@@ -49,14 +46,12 @@ def run(
     if not 0 < windows <= 1:
         raise ValueError(f"windows = {windows}: the exact gate needs the whole document in the window, give 0..1")
     gated_recipe(recipe, recipe_changes)
-    fixed = {
-        "base": base, "window_tokens": window_tokens, "windows": float(windows), "seeds": seeds,
+    settings = {
+        "base": base, "window_tokens": window_tokens, "seeds": seeds,
         "questions": questions, "recipe": recipe, "recipe_changes": recipe_changes, "filler": filler,
         "answer_tokens": answer_tokens,
     }  # fmt: skip
-    grid = [{**fixed, "document_seed": seed} for seed in range(FIRST_DOCUMENT, FIRST_DOCUMENT + documents)]
-    facts = lambda: {"base_model": base_model(base, window_tokens).provenance}  # noqa: E731
-    return cells.run("oracle_gate", cell, grid, Path(records), (*COMPUTE, *PROBES, __name__), facts, data_files())
+    return over_registers(cell, settings, documents, [windows], records, probes=PROBES)
 
 
 def cell(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
 
+from liftlab import cells
 from liftlab.documents import Document, Question
 from liftlab.examples import document_ids, known_pairs
 from liftlab.lifting import lift
@@ -34,6 +36,28 @@ def data_files() -> tuple[Path, ...]:
     package = Path(str(files("liftlab")))
     weights = sorted((package / "micro").glob("*.safetensors"))
     return (package / "data" / "register.yaml", package / "paper" / "recipes.yaml", *weights)
+
+
+def over_registers(
+    cell: Callable[..., pd.DataFrame],
+    settings: dict,
+    documents: int,
+    windows: Sequence[float],
+    records: str | Path,
+    *,
+    probes: Sequence[str] = (),
+    alone: bool = False,
+) -> pd.DataFrame:
+    """The records of a study's `cell`: one cell a register, `documents` registers of each length of `windows`.
+
+    `settings` are the same for all cells; `probes` are those that the study uses; `alone`: see `cells.run`.
+    """
+    seeds = range(FIRST_DOCUMENT, FIRST_DOCUMENT + documents)
+    grid = [{**settings, "windows": float(length), "document_seed": seed} for length in windows for seed in seeds]
+    facts = lambda: {"base_model": base_model(settings["base"], settings["window_tokens"]).provenance}  # noqa: E731
+    modules = (*COMPUTE, *(f"liftlab.probes.{name}" for name in probes), cell.__module__)
+    study = cell.__module__.rpartition(".")[2]
+    return cells.run(study, cell, grid, Path(records), modules, facts, data_files(), alone=alone)
 
 
 @cache
@@ -92,8 +116,8 @@ def ask_facts(document: Document, count: int, seed: int, hops: int = 1) -> list[
     return [rng.choice(wordings[use]) for wordings in chosen for use in ("trained", "held_out")]
 
 
-def shuffled(document: Document, questions: Sequence[Question]) -> list[str]:
-    """For each question the answer of another fact, to score answers against: what knowing the answers alone earns.
+def shuffled(document: Document, questions: Sequence[Question]) -> list[Question]:
+    """Each question with the answer of another fact, to score answers against: what knowing the answers alone earns.
 
     A fixed permutation of the document's facts, each to another of its kind (relation), or, for one that is alone of
     its kind, to one of another kind: scored across kinds, a right answer would be a matter of the kind.
@@ -105,7 +129,7 @@ def shuffled(document: Document, questions: Sequence[Question]) -> list[str]:
         alike = [other for other in facts if other[0] == fact[0]]
         among = alike if len(alike) > 1 else facts
         answers[fact] = among[(among.index(fact) + 1) % len(among)][2]
-    return [answers[question.kind, question.evidence, question.answer] for question in questions]
+    return [replace(q, answer=answers[q.kind, q.evidence, q.answer]) for q in questions]
 
 
 def about(study: str, base: str, model: BaseModel, document: Document) -> dict:

@@ -4,35 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from liftlab import cells
-from liftlab.documents import Document, Question
+from liftlab.documents import Document
 from liftlab.examples import known_pairs
 from liftlab.lifted import Lifted
 from liftlab.lifting import lift, make_examples
 from liftlab.models import BaseModel
+from liftlab.probes.answers import chances, scored
 from liftlab.probes.memorization import probe
 from liftlab.prompts import style
 from liftlab.recipes import Recipe
+from liftlab.scoring import SCORES
 from liftlab.studies.registers import (
-    COMPUTE,
-    FIRST_DOCUMENT,
     about,
     ask_facts,
     at_least_one,
     base_model,
-    data_files,
+    known,
     other_document_of,
+    over_registers,
     paraphrase_of,
     register_of,
+    shuffled,
 )
 
-PROBES = ("liftlab.probes.gates", "liftlab.probes.memorization")
-PUBLISHED = 0.375  # offset / segment length of 2502.14644v1-v3; the wrong-document control has it
+PROBES = ("answers", "gates", "memorization")
+PUBLISHED = 0.375  # offset / segment length of 2502.14644v1-v3; the base model is cued at its segments
 VARIED = ("offset_tokens", "segment_epochs", "segments_in_mixed", "seed")  # recipe fields that this study sets
 
 
@@ -51,6 +53,7 @@ def run(
     cues: int,
     filler: float,
     answer_tokens: int,
+    score: str,
     records: str | Path,
 ) -> pd.DataFrame:
     """Records: what probes.memorization measures, for each of `ratios` (offset / segment length; 1 = no overlap).
@@ -61,8 +64,9 @@ def run(
     and a metric, is what was trained on, pairs included. Equal tokens are equal steps only with step "batch" and many
     batches an epoch. The pairs, which come last, undo some of what the segments stored.
 
-    `place`: cues stand at starts and in middles of the ratio's own segments; for the controls, of those of ratio 3/8:
-    "base" (ratio empty) and "other_document", the adapter of another register. A cell of the cache is one document of
+    `place`: cues stand at starts and in middles of the ratio's own segments; for the control "base" (ratio empty), of
+    those of ratio 3/8. The other controls, closed book: "other_document", each adapter asked about another register,
+    and "shuffled_answers", its answers scored against those of other facts. A cell of the cache is one document of
     `windows` windows; `questions` facts of it are asked, each in a trained and in a held-out wording. Source: ratio 3/8
     (2048 and 768 tokens) in 2502.14644v1-v3, 1/2 (2048 and 1024) in 2412.13626; neither prints an ablation.
     """
@@ -70,16 +74,15 @@ def run(
                  answer_tokens=answer_tokens)  # fmt: skip
     if not windows > 0:
         raise ValueError(f"windows = {windows}: a document's length in windows, give a number above 0")
+    known([score], tuple(SCORES), "score")
     _check_ratios(_plan(recipe, recipe_changes), ratios)
-    fixed = {
-        "base": base, "window_tokens": window_tokens, "windows": float(windows), "seeds": seeds,
+    settings = {
+        "base": base, "window_tokens": window_tokens, "seeds": seeds,
         "questions": questions, "ratios": [float(ratio) for ratio in ratios], "segment_epochs": segment_epochs,
         "recipe": recipe, "recipe_changes": recipe_changes, "cues": cues, "filler": filler,
-        "answer_tokens": answer_tokens,
+        "answer_tokens": answer_tokens, "score": score,
     }  # fmt: skip
-    grid = [{**fixed, "document_seed": seed} for seed in range(FIRST_DOCUMENT, FIRST_DOCUMENT + documents)]
-    facts = lambda: {"base_model": base_model(base, window_tokens).provenance}  # noqa: E731
-    return cells.run("segment_offset", cell, grid, Path(records), (*COMPUTE, *PROBES, __name__), facts, data_files())
+    return over_registers(cell, settings, documents, [windows], records, probes=PROBES)
 
 
 def cell(
@@ -95,34 +98,41 @@ def cell(
     cues: int,
     filler: float,
     answer_tokens: int,
+    score: str,
     document_seed: int,
 ) -> pd.DataFrame:
-    """One document, lifted at every ratio with each seed, and another one at the published ratio."""
+    """One document, lifted at every ratio with each seed."""
     model = base_model(base, window_tokens)
-    document = register_of(model, document_seed, windows, filler)
-    other = register_of(model, other_document_of(document_seed), windows, filler)
-    paraphrase = paraphrase_of(model, document_seed, windows, filler)
+    document, other = (
+        register_of(model, seed, windows, filler) for seed in (document_seed, other_document_of(document_seed))
+    )
     asked = ask_facts(document, questions, document_seed)
+    controls = {
+        "other_document": (other, ask_facts(other, questions, other_document_of(document_seed))),
+        "shuffled_answers": (document, shuffled(document, asked)),
+    }
+    paraphrase = paraphrase_of(model, document_seed, windows, filler)
     plan = _plan(recipe, recipe_changes)
+    prompt = {"answer_tokens": answer_tokens, "style": style(plan.style), "score": score}
+    cut = {"cues": cues, "segment_tokens": plan.segment_tokens}
 
-    def look(on: BaseModel, offset_tokens: int) -> pd.DataFrame:
-        return probe(on, document, asked, paraphrase=paraphrase, cues=cues, segment_tokens=plan.segment_tokens,
-                     offset_tokens=offset_tokens, answer_tokens=answer_tokens, style=style(plan.style))  # fmt: skip
+    def look(on: BaseModel, offset_tokens: int, **told) -> pd.DataFrame:
+        rows = probe(on, document, asked, paraphrase=paraphrase, offset_tokens=offset_tokens, **cut, **prompt)
+        return rows.assign(**told)
 
     nothing = {"seed": 0, "ratio": np.nan, "trained_tokens": np.nan, "adapter": ""}
-    frames = [_chance(asked).assign(condition="chance", **nothing)]
-    frames.append(look(model, _at(plan, PUBLISHED).offset_tokens).assign(condition="base", **nothing))
-    wanted = [("lift", document, ratio) for ratio in ratios] + [("other_document", other, PUBLISHED)]
-    for seed in range(seeds):
-        for condition, source, ratio in wanted:
-            lifted = _lifted(model, source, replace(plan, seed=seed), ratio, min(ratios), segment_epochs)
-            with lifted.on(model) as on:
-                rows = look(on, lifted.recipe.offset_tokens)
-            tokens = float(lifted.history[-1].tokens)
-            told = {"condition": condition, "seed": seed, "ratio": ratio, "trained_tokens": tokens,
-                    "adapter": plan.adapter}  # fmt: skip
-            trained = pd.DataFrame([{"metric": "trained_tokens", "unit": "tokens", "value": tokens}])
-            frames += [rows.assign(**told), trained.assign(**told)]
+    frames = [chances(document, asked).assign(condition="chance", **nothing)]
+    frames.append(look(model, _at(plan, PUBLISHED).offset_tokens, condition="base", **nothing))
+    for seed, ratio in product(range(seeds), ratios):
+        lifted = _lifted(model, document, replace(plan, seed=seed), ratio, min(ratios), segment_epochs)
+        tokens = float(lifted.history[-1].tokens)
+        told = {"seed": seed, "ratio": ratio, "trained_tokens": tokens, "adapter": plan.adapter}
+        trained = pd.DataFrame([{"metric": "trained_tokens", "unit": "tokens", "value": tokens}])
+        frames.append(trained.assign(condition="lift", **told))
+        with lifted.on(model) as on:
+            frames.append(look(on, lifted.recipe.offset_tokens, condition="lift", **told))
+            for condition, of in controls.items():
+                frames.append(scored(on, *of, "none", **prompt).assign(condition=condition, **told))
     return pd.concat(frames, ignore_index=True).assign(**about("segment_offset", base, model, document))
 
 
@@ -161,12 +171,3 @@ def _lifted(
     ]
     epochs = max(1, round(segment_epochs * tokens[0] / tokens[1]))
     return lift(model, document, _at(plan, ratio, epochs), known_pairs(document), progress=False)
-
-
-def _chance(asked: Sequence[Question]) -> pd.DataFrame:
-    """A row a question: the probability of a right guess."""
-    return pd.DataFrame(
-        {"metric": "chance", "unit": "share of questions", "value": float(q.chance), "question": q.text,
-         "kind": q.kind, "wording": q.wording, "hops": q.hops}
-        for q in asked
-    )  # fmt: skip
