@@ -12,7 +12,8 @@ class Question:
 
     `evidence` is the (start, end) character span, end exclusive, in `Document.text` that states the answer; `bridge` is
     the span of the other fact that a two-hop question needs. `wording` is "trained" (may be trained on) or "held_out".
-    `chance` is the probability of a right guess from the answer distribution alone, 0..1.
+    `chance` is the probability of a right guess from the answer distribution alone, 0..1. `also` are other answers that
+    are right as well.
     """
 
     text: str
@@ -23,6 +24,7 @@ class Question:
     wording: str = "held_out"
     hops: int = 1
     chance: float | None = None
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

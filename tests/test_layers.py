@@ -9,9 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "liftlab"
 NAMED = [  # in the README's table
-    "documents", "worlds", "prompts", "examples", "gguf_weights", "hub_weights", "models", "gated_layer",
-    "gated_memory", "recipes", "adapters", "records", "lifted", "lifting", "answering", "scoring", "probes.layout",
-    "probes.gates", "probes.answers", "probes.oracle_gate", "probes.memorization", "probes.in_context",
+    "documents", "benchmarks", "worlds", "prompts", "examples", "gguf_weights", "hub_weights", "models",
+    "gated_layer", "gated_memory", "recipes", "adapters", "records", "lifted", "lifting", "answering", "scoring",
+    "probes.layout", "probes.gates", "probes.answers", "probes.oracle_gate", "probes.memorization", "probes.in_context",
     "probes.conflict", "probes.evidence_position", "branches", "pretraining", "statistics", "cells",
     "studies.registers",
     "studies.lift_vs_icl", "studies.gate_values", "studies.oracle_gate", "studies.adapters",
@@ -24,8 +24,9 @@ PROBES = {f"probes.{path.stem}" for path in (PACKAGE / "probes").glob("[!_]*.py"
 AFTER = NAMED.index("probes.evidence_position") + 1  # where a probe stands that the table does not name
 ORDER = [*NAMED[:AFTER], *sorted(PROBES - set(NAMED)), *NAMED[AFTER:]]
 WITHOUT_TORCH = [
-    "documents", "worlds", "prompts", "examples", "scoring", "records", "statistics", "cells", "canvas", "gate_plots",
-    "probe_plots", "context_plots", "plots", "probe_tables", "tables", "findings", "parameters", "runner", "cli",
+    "documents", "benchmarks", "worlds", "prompts", "examples", "scoring", "records", "statistics", "cells", "canvas",
+    "gate_plots", "probe_plots", "context_plots", "plots", "probe_tables", "tables", "findings", "parameters", "runner",
+    "cli",
 ]  # fmt: skip
 
 
