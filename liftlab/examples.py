@@ -6,12 +6,12 @@ ends, title and newline once before the document, no BOS or EOS, no chat templat
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from liftlab.benchmarks import rows
 from liftlab.documents import Document
 from liftlab.prompts import PromptStyle, encode_prompt, put
 
@@ -154,22 +154,11 @@ def known_pairs(document: Document) -> list[Pair]:
 
 def read_pairs(path: str | Path) -> list[Pair]:
     """Pairs from a JSONL file with "question" and "answer" a line. Errors name file and line; nothing is skipped."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such pairs file: {path}: give a JSONL file with a question and an answer a line")
-    lines = enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1)
-    pairs = [_pair(line, f"{path}:{number}") for number, line in lines if line.strip()]
-    if not pairs:
-        raise ValueError(f"pairs file {path} is empty: give at least one line with a question and an answer")
-    return pairs
+    return [_pair(row, place) for place, row in rows(path)]
 
 
-def _pair(line: str, place: str) -> Pair:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not JSON ({error.msg}): one object a line is needed") from error
-    fields: Sequence = [row.get(key) if isinstance(row, dict) else None for key in ("question", "answer")]
+def _pair(row: dict, place: str) -> Pair:
+    fields: Sequence = [row.get(key) for key in ("question", "answer")]
     if not all(isinstance(field, str) and field.strip() for field in fields):
         raise ValueError(f'{place} needs "question" and "answer", both non-empty strings')
     return Pair(*fields)

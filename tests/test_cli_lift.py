@@ -51,7 +51,7 @@ MISTAKES = [
     (["lift", "none.txt"], "no such document"),
     (["lift", "empty.txt"], "is empty"),
     (["lift", "short.txt"], "has 6 tokens with its title, a segment has 64"),
-    (["lift", "document.txt", "--pairs", "none.jsonl"], "no such pairs file"),
+    (["lift", "document.txt", "--pairs", "none.jsonl"], "no such file"),
     (["lift", "document.txt", "--pairs", "document.txt"], "is not JSON"),
     (["lift", "document.txt", "--set", "offset_tokens=200"], "offset_tokens = 200 is larger than segment_tokens = 64"),
     (["lift", "document.txt", "--set", "rnak=2"], "no field 'rnak'"),

@@ -116,5 +116,7 @@ def test_pairs_are_read_and_a_bad_line_is_named(tmp_path):
     path.write_text("\n")
     with pytest.raises(ValueError, match="is empty"):
         read_pairs(path)
-    with pytest.raises(FileNotFoundError, match="no such pairs file"):
+    path.write_text('{"question": "One\u2028two?", "answer": "a\x85b"}\n', "utf-8")  # no ends of a line
+    assert read_pairs(path) == [Pair("One\u2028two?", "a\x85b")]
+    with pytest.raises(FileNotFoundError, match="no such file"):
         read_pairs(tmp_path / "none.jsonl")
