@@ -109,27 +109,22 @@ def rows(path: str | Path) -> Iterator[Row]:
 
     FileNotFoundError; ValueError for text that is not UTF-8, a line that is no JSON object, or no line at all.
     """
-    path, found = Path(path), False
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}: give a JSONL file")
-    with path.open(encoding="utf-8-sig") as lines:
-        for number in range(1, 2**63):
-            try:
-                line = next(lines, None)
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}:{number} is not UTF-8 text: convert the file to UTF-8") from error
-            if line is None:
-                break
-            if line.strip():
-                found = True
-                yield f"{path}:{number}", _object(line, f"{path}:{number}")
+    lines = enumerate(path.read_bytes().split(b"\n"), start=1)  # a text may hold any other end of a line
+    found = [(f"{path}:{number}", line) for number, line in lines if line.strip()]
     if not found:
         raise ValueError(f"{path} is empty: at least one JSON object, one a line, is needed")
+    for place, line in found:
+        yield place, _object(line, place)
 
 
-def _object(line: str, place: str) -> dict[str, Any]:
+def _object(line: bytes, place: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is not UTF-8 text: convert the file to UTF-8") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{place} is not JSON ({error.msg}): one object a line is needed") from error
     if not isinstance(row, dict):

@@ -51,7 +51,8 @@ def run(
     todo = {key: settings for key, settings in zip(keys, grid, strict=True) if not _is_whole(files[key])}
     known: dict[str, Any] = {}
     with tqdm(desc=name, total=len(grid), initial=len(grid) - len(todo), unit="cell", file=sys.stderr) as bar:
-        for key, frame in _computed(cell, todo, 1 if alone else min(workers(), len(todo))):
+        processes = 1 if alone or len(todo) < 2 else min(workers(), len(todo))
+        for key, frame in _computed(cell, todo, processes):
             known = known or (facts() if callable(facts) else facts)
             records.write(frame, files[key], records.provenance(study=name, settings=todo[key], key=key, **known))
             bar.update()
