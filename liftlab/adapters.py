@@ -65,7 +65,7 @@ def attached(model: torch.nn.Module, adapter: peft.PeftConfig | None, state: Sta
         if adapter is None:
             model.requires_grad_(True)
         if state is not None:
-            _load(wrapped, state)
+            load(wrapped, state)
         yield wrapped
     finally:
         if adapter is not None:
@@ -84,7 +84,8 @@ def _wrap(model: torch.nn.Module, adapter: peft.PeftConfig) -> peft.PeftModel:
         return peft.get_peft_model(model, adapter)
 
 
-def _load(wrapped, state: State) -> None:
+def load(wrapped, state: State) -> None:
+    """Put `state` into an attached adapter; ValueError for weights that it has no place for."""
     if not isinstance(wrapped, peft.PeftModel):
         wrapped.load_state_dict(state, strict=True)
         return

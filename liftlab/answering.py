@@ -55,7 +55,7 @@ def answer_prompts(
     answers: list[str | None] = [None] * len(prompts)
     fitting = [i for i, prompt in enumerate(prompts) if prompt is not None]
     for rows in _batches(fitting, prompts, batch_tokens):
-        for i, text in zip(rows, _generate(base, [prompts[i] for i in rows], answer_tokens), strict=True):
+        for i, text in zip(rows, generate(base, [prompts[i] for i in rows], answer_tokens), strict=True):
             answers[i] = text
     return answers
 
@@ -71,7 +71,7 @@ def _batches(rows: list[int], prompts: list, batch_tokens: int) -> list[list[int
     return groups
 
 
-def _generate(base: BaseModel, prompts: list[list[int]], answer_tokens: int) -> list[str]:
+def generate(base: BaseModel, prompts: list[list[int]], answer_tokens: int) -> list[str]:
     """Greedy continuations of left-padded prompts, at most `answer_tokens` tokens, special tokens removed."""
     longest, pad = max(map(len, prompts)), base.tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=base.model.device)

@@ -52,12 +52,12 @@ class Lifted:
 
         Raises ValueError where `base` is not the model that the document was lifted on.
         """
-        self._check_base(base)
+        self.check_base(base)
         with adapters.attached(base.model, self.adapter, self.state) as model:
             model.eval()
             yield replace(base, model=model)
 
-    def _check_base(self, base: BaseModel) -> None:
+    def check_base(self, base: BaseModel) -> None:
         for key in ("weights_sha256", "revision", "name"):  # the first fact that both sides know decides
             mine, theirs = self.base.get(key), base.provenance.get(key)
             if mine and theirs:

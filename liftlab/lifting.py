@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
-import peft
 import torch
-from torch.nn import functional
 from tqdm import tqdm
 
 from liftlab import adapters
-from liftlab.batches import Batch, epochs
+from liftlab.batches import epochs
 from liftlab.documents import Document
-from liftlab.examples import IGNORED, Example, Pair, contextualized_segments, pair_examples, segments
+from liftlab.encoding import Encoded, encoded, passes
+from liftlab.examples import Example, Pair, contextualized_segments, pair_examples, segments
 from liftlab.gated_layer import collected_gates, mean_gate
 from liftlab.lifted import Lifted, Step
 from liftlab.models import BaseModel
 from liftlab.prompts import style
 from liftlab.recipes import Recipe
+from liftlab.token_losses import hidden_states, token_losses
 
 Watch = Callable[[int, BaseModel], None]
+READ_STEPS = 64  # losses stay on the device, unread, for at most so many steps
 
 
 def make_examples(
@@ -59,31 +61,48 @@ def lift(
     pairs: Iterable[Pair] = (),
     *,
     watch: Watch | None = None,
+    every: int = 1,
     progress: bool = True,
 ) -> Lifted:
     """Fine-tune `document` (and the auxiliary `pairs`) into a fresh adapter on `base`.
 
     `pairs` that are no Sequence, such as a generator, are trained on as they come (2502.14644v4): the weights are bit
     for bit those of the same pairs in a list, and the history's seconds include waiting for them.
-    `watch(step, model)` sees the model with its adapter before the first step (step 0) and after each one; what it does
-    is not counted in the history's seconds. Raises ValueError for an adapter that the model cannot have, sequences
-    beyond the window, nothing to train on, or a recipe that cannot take pairs as they come; FloatingPointError where
-    the loss stops being a number; and whatever `pairs` raises. In every case the base model is left as it was.
+    `watch(step, model)` sees the model with its adapter before the first step (step 0) and after each `every`-th one;
+    what it does is not counted in the history's seconds. Raises ValueError for `every` below 1, an adapter that the
+    model cannot have, sequences beyond the window, nothing to train on, or a recipe that cannot take pairs as they
+    come; FloatingPointError where a loss is no number, at the latest at the end of its epoch or 64 steps on; and
+    whatever `pairs` raises. In every case the base model is left as it was.
+    Precision: the frozen weights as they were loaded; an adapter's own weights (peft keeps them so), its optimizer and
+    the losses float32. TF32 is left as torch has it, off for matrix products unless the caller turns it on.
     """
+    if every < 1:
+        raise ValueError(f"every = {every}: watch is called at each `every`-th step, so give at least 1")
     stages = make_examples(base, document, recipe, pairs)
     torch.manual_seed(recipe.seed)
     settings = adapters.config(recipe)
-    with adapters.attached(base.model, settings) as model, _checkpointing(base.model, recipe.gradient_checkpointing):
+    with adapters.attached(base.model, settings) as model, checkpointing(base.model, recipe.gradient_checkpointing):
         _, start = adapters.trained_state(model) if recipe.adapter == "pissa" else (None, {})
-        history = _train(model, base, document, recipe, *stages, watch, progress)
+        history = History(base, recipe, watch, every)
+        _train(model, base, recipe, *stages, history, progress)
+        if not history.steps:
+            raise nothing_to_train_on(document)
         adapter, state = adapters.trained_state(model)
         if start:  # a PiSSA adapter applies to base weights that it changed itself: keep it as a LoRA on the real ones
             adapter, state = adapters.as_plain_lora(adapter, start, state)
-    return Lifted(document, recipe, adapter, state, tuple(history), dict(base.provenance))
+    return Lifted(document, recipe, adapter, state, tuple(history.steps), dict(base.provenance))
+
+
+def nothing_to_train_on(document: Document) -> ValueError:
+    """The error of a lift without a step."""
+    return ValueError(
+        f"nothing to train on: recipe takes no segments and document {document.name!r} came with no pairs"
+    )
 
 
 @contextmanager
-def _checkpointing(model, wanted: bool):
+def checkpointing(model, wanted: bool):
+    """`model` with gradient checkpointing while open, where `wanted`."""
     if not wanted:
         yield
         return
@@ -96,115 +115,124 @@ def _checkpointing(model, wanted: bool):
         getattr(model, f"{verb}_checkpointing_disable")()
 
 
-def _train(
-    model, base: BaseModel, document: Document, recipe: Recipe, cut, answered, watch: Watch | None, progress: bool
-) -> list[Step]:
-    """Both stages with one optimizer. Returns a Step an optimizer step."""
+class History:
+    """The steps of one lift. Their losses stay on the device until `read`: nothing else in training waits for it."""
+
+    def __init__(self, base: BaseModel, recipe: Recipe, watch: Watch | None, every: int) -> None:
+        self.steps: list[Step] = []  # those whose losses have been read
+        self.done = 0
+        self._unread: list[tuple[int, torch.Tensor, float, int]] = []
+        self._base, self._recipe, self._watch, self._every = base, recipe, watch, every
+        self._began, self._tokens = time.perf_counter(), 0
+
+    def add(self, epoch: int, loss: torch.Tensor, tokens: int) -> None:
+        """One more step, its loss in nats (0-dimensional, on the device) and the tokens it read."""
+        self.done += 1
+        self._tokens += tokens
+        self._unread.append((epoch, loss, time.perf_counter() - self._began, self._tokens))
+        if len(self._unread) >= READ_STEPS:
+            self.read()
+
+    def read(self) -> None:
+        """Put every step into `steps`. FloatingPointError for a loss that is no number."""
+        unread, self._unread = self._unread, []
+        losses = torch.stack([loss for _, loss, _, _ in unread]).tolist() if unread else []
+        for (epoch, _, seconds, tokens), loss in zip(unread, losses, strict=True):
+            step = Step(len(self.steps) + 1, epoch, loss, seconds, tokens)
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss} at step {step.step}: "
+                    f"lower learning_rate (it is {self._recipe.learning_rate:g})"
+                )
+            self.steps.append(step)
+        if unread:  # the device has done the last of them only now
+            self.steps[-1] = replace(self.steps[-1], seconds=time.perf_counter() - self._began)
+
+    @property
+    def due(self) -> bool:
+        """Whether `watch` is to see the model now."""
+        return self._watch is not None and self.done % self._every == 0
+
+    def show(self, model) -> float:
+        """Call `watch`, off the clock; the seconds that it took. The model trains on afterwards."""
+        self.read()
+        began = time.perf_counter()
+        model.eval()
+        with torch.no_grad():
+            self._watch(self.done, replace(self._base, model=model))
+        model.train()
+        seconds = time.perf_counter() - began
+        self.pause(seconds)
+        return seconds
+
+    def pause(self, seconds: float) -> None:
+        """Take `seconds` off the clock."""
+        self._began += seconds
+
+
+def _train(model, base: BaseModel, recipe: Recipe, cut, answered, history: History, progress: bool) -> None:
+    """Both stages with one optimizer, into `history`."""
     plans, total = epochs(cut, answered, recipe), None  # total: optimizer steps, unknown while pairs arrive
     if isinstance(answered, list):
         plans = list(plans)
         total = sum(1 if recipe.step == "epoch" else len(plan) for plan in plans)
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        weights, recipe.learning_rate, recipe.betas, recipe.epsilon, recipe.weight_decay, fused=True
-    )
-    history: list[Step] = []
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        recipe.learning_rate, recipe.betas, recipe.epsilon, recipe.weight_decay, fused=True,
+    )  # fmt: skip
+    pad = base.tokenizer.pad_token_id
     model.train()
-    tokens, began = 0, time.perf_counter() + _watched(watch, 0, model, base)
+    if history.due:
+        history.show(model)
     with tqdm(total=total, desc=f"lift {base.name}", disable=not progress, unit="step") as bar:
         for epoch, plan in enumerate(plans, start=1):
             for group in [plan] if recipe.step == "epoch" else ([batch] for batch in plan):
-                loss = _step(model, base, optimizer, weights, group, recipe, len(history), total)
-                tokens += sum(len(example.ids) for batch in group for example in batch)
-                history.append(Step(len(history) + 1, epoch, loss, time.perf_counter() - began, tokens))
-                bar.set_postfix(loss=f"{loss:.3f}")
+                parts = [part for batch in group for part in passes(batch, model.device)]
+                batches = [encoded(part, recipe, pad, model.device) for part in parts]
+                loss = _step(model, optimizer, batches, recipe, learning_rate_share(recipe, history.done, total))
+                history.add(epoch, loss, sum(batch.tokens for batch in batches))
+                if history.due:
+                    history.show(model)
                 bar.update()
-                began += _watched(watch, len(history), model, base)
-    if not history:
-        raise ValueError(
-            f"nothing to train on: recipe takes no segments and document {document.name!r} came with no pairs"
-        )
-    return history
+            history.read()
+            bar.set_postfix(loss=f"{history.steps[-1].loss:.3f}" if history.steps else "none yet")
 
 
-def _watched(watch: Watch | None, step: int, model, base: BaseModel) -> float:
-    """Seconds that `watch` took; the model trains on afterwards."""
-    if watch is None:
-        return 0.0
-    began = time.perf_counter()
-    model.eval()
-    with torch.no_grad():
-        watch(step, replace(base, model=model))
-    model.train()
-    return time.perf_counter() - began
+def _step(model, optimizer, batches: list[Encoded], recipe: Recipe, share: float) -> torch.Tensor:
+    """One optimizer step over `batches`, at `share` of the learning rate.
 
-
-def _step(model, base, optimizer, weights, group: list[Batch], recipe: Recipe, done: int, total: int | None) -> float:
-    """One optimizer step over the batches of `group`; the loss is the weighted mean over all its scored tokens."""
-    scored = sum(_weight(example, recipe) * example.scored_tokens for batch in group for example in batch)
-    read = sum(len(example.ids) for batch in group for example in batch)
-    summed = 0.0
-    for batch in group:
+    The loss, on the device, is the weighted mean over all their scored tokens.
+    """
+    scored, read = sum(batch.weight for batch in batches), sum(batch.tokens for batch in batches)
+    parts = []
+    for batch in batches:
         with collected_gates(model) if recipe.gate_penalty else nullcontext([]) as gates:
-            loss = _batch_loss(model, batch, recipe, base.tokenizer.pad_token_id) / scored
+            loss = _batch_loss(model, batch) / scored
         (loss + _penalty(gates, batch, recipe, read)).backward()
-        summed += loss.item()
-    if not torch.isfinite(torch.tensor(summed)):
-        raise FloatingPointError(
-            f"the loss is {summed} at step {done + 1}: lower learning_rate (it is {recipe.learning_rate:g})"
-        )
-    torch.nn.utils.clip_grad_norm_(weights, recipe.clip_norm)
-    for settings in optimizer.param_groups:
-        settings["lr"] = recipe.learning_rate * _rate(recipe, done, total)
+        parts.append(loss.detach())
+    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], recipe.clip_norm)
+    optimizer.param_groups[0]["lr"] = recipe.learning_rate * share
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return summed
+    return torch.stack(parts).sum()
 
 
-def _rate(recipe: Recipe, done: int, total: int | None) -> float:
+def learning_rate_share(recipe: Recipe, done: int, total: int | None) -> float:
     """Share of the learning rate, 0..1, for the step after `done` steps of `total` (read by schedule linear alone)."""
     warm = min(1.0, (done + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
     return warm * (1.0 if recipe.schedule == "constant" else 1.0 - done / total)
 
 
-def _weight(example: Example, recipe: Recipe) -> float:
-    return recipe.pair_weight if example.kind == "pair" else 1.0
+def _batch_loss(model, batch: Encoded) -> torch.Tensor:
+    """Summed weighted cross entropy (nats) over the scored tokens; the head is applied at these alone."""
+    hidden = hidden_states(model, batch.ids).flatten(0, 1).index_select(0, batch.places)
+    return (token_losses(model, hidden, batch.labels) * batch.weights).sum()
 
 
-def _batch_loss(model, batch: Batch, recipe: Recipe, pad: int) -> torch.Tensor:
-    """Summed weighted cross entropy (nats) over the scored tokens of a right-padded batch.
-
-    No attention mask: padding stands right, so no real token sees it. The head is applied at scored tokens alone.
-    """
-    longest = max(len(example.ids) for example in batch)
-
-    def padded(rows, fill: int) -> torch.Tensor:  # (batch, tokens)
-        return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], device=model.device)
-
-    ids = padded([e.ids for e in batch], pad)
-    labels = padded([e.labels for e in batch], IGNORED)[:, 1:]
-    scored = labels != IGNORED
-    losses = functional.cross_entropy(scored_logits(model, ids, scored), labels[scored], reduction="none")
-    weights = torch.tensor([_weight(e, recipe) for e in batch], device=model.device)[:, None].expand_as(labels)[scored]
-    return (losses * weights).sum()
-
-
-def _penalty(gates: list[torch.Tensor], batch: Batch, recipe: Recipe, read: int) -> torch.Tensor | float:
+def _penalty(gates: list[torch.Tensor], batch: Encoded, recipe: Recipe, read: int) -> torch.Tensor | float:
     """gate_penalty times this batch's part of the mean gate over the step's `read` tokens; 0 without gates."""
     if not gates:
         return 0.0
-    lengths = torch.tensor([len(example.ids) for example in batch], device=gates[0].device)
-    mask = torch.arange(gates[0].shape[1], device=lengths.device) < lengths[:, None]  # (batch, tokens): no padding
-    return recipe.gate_penalty * mean_gate(gates, mask) * lengths.sum() / read
-
-
-def scored_logits(model, ids: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
-    """Logits (scored tokens, vocabulary), float32, that predict the tokens after `ids[:, :-1]` where `scored`.
-
-    `ids` (batch, tokens); `scored` (batch, tokens - 1), bool.
-    """
-    causal = model.get_base_model() if isinstance(model, peft.PeftModel) else model
-    hidden = causal.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state  # (batch, tokens, width)
-    logits = causal.get_output_embeddings()(hidden[:, :-1][scored]).float()
-    cap = getattr(causal.config, "final_logit_softcapping", None)  # Gemma 2
-    return cap * torch.tanh(logits / cap) if cap else logits
+    at = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+    real = at < batch.lengths[:, None]  # (batch, tokens): no padding
+    return recipe.gate_penalty * mean_gate(gates, real) * (batch.tokens / read)

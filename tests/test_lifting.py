@@ -1,19 +1,27 @@
+import copy
 import math
 import random
 import time
+from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import cycle
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from liftlab import adapters
-from liftlab.batches import by_length
-from liftlab.examples import IGNORED, Pair, known_pairs
+from liftlab.batches import by_length, epochs
+from liftlab.encoding import SPARED_TOKENS, encoded, passes
+from liftlab.examples import IGNORED, Example, Pair, known_pairs
 from liftlab.gated_layer import collected_gates, mean_gate
 from liftlab.lifted import Lifted
-from liftlab.lifting import _batch_loss, _penalty, lift, make_examples, scored_logits
+from liftlab.lifting import READ_STEPS, _batch_loss, _penalty, _step, lift, make_examples
 from liftlab.recipes import Recipe
+from liftlab.studies.registers import register_of
+from liftlab.token_losses import hidden_states
 from liftlab.worlds import register
 
 DOCUMENT = register(0, 120)
@@ -22,6 +30,10 @@ QUICK = Recipe.preset("micro/lora", rank=4, mixed_epochs=2, segment_tokens=48, o
 
 def weights(model):
     return {name: weight.detach().clone() for name, weight in model.state_dict().items()}
+
+
+def on_cpu(batch, recipe):
+    return encoded(batch, recipe, 0, torch.device("cpu"))
 
 
 def reference_loss(model, examples, weight=lambda e: 1.0):
@@ -62,6 +74,55 @@ def test_the_first_loss_is_the_plain_mean_over_the_epoch(tiny):
     assert lifted.history[0].loss == pytest.approx(reference_loss(tiny.model, examples), abs=1e-5)
 
 
+def plainly_lifted(base, recipe, pairs):
+    """Losses and adapter of the plain loop: examples one by one, all logits, the mean gate's penalty, torch's AdamW."""
+    losses, plans = [], list(epochs(*make_examples(base, DOCUMENT, recipe, pairs), recipe))
+    groups = [list(plan) if recipe.step == "epoch" else [batch] for plan in plans for batch in
+              ([plan] if recipe.step == "epoch" else plan)]  # fmt: skip
+    torch.manual_seed(recipe.seed)
+    with adapters.attached(base.model, adapters.config(recipe)) as model:
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, betas=recipe.betas, eps=recipe.epsilon, weight_decay=recipe.weight_decay, foreach=False
+        )
+        for done, group in enumerate(groups):
+            examples = [example for batch in group for example in batch]
+            summed, scored, gates, read = 0.0, 0.0, 0.0, sum(len(e.ids) for e in examples)
+            for e in examples:
+                with collected_gates(model) if recipe.gate_penalty else nullcontext() as seen:
+                    logits = model(input_ids=torch.tensor([e.ids])).logits[0]
+                weight = recipe.pair_weight if e.kind == "pair" else 1.0
+                loss = functional.cross_entropy(logits[:-1], torch.tensor(e.labels[1:]), reduction="sum")
+                summed, scored = summed + weight * loss, scored + weight * e.scored_tokens
+                gates = gates + (torch.stack(seen).mean() * len(e.ids) / read if recipe.gate_penalty else 0.0)
+            (summed / scored + recipe.gate_penalty * gates).backward()
+            torch.nn.utils.clip_grad_norm_(trained, recipe.clip_norm)
+            optimizer.param_groups[0]["lr"] = recipe.learning_rate * (1 - done / len(groups))
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float((summed / scored).detach()))
+        return losses, adapters.trained_state(model)[1]
+
+
+@pytest.mark.parametrize("step", ["batch", "epoch"])
+@pytest.mark.parametrize("adapter", ["lora", "gated_memory"])
+def test_losses_and_final_weights_are_those_of_the_plain_loop(tiny, adapter, step):
+    """To 1e-5, with weighted pairs, batches gathered to one step an epoch, and the gates' penalty."""
+    gated = {"init": "per_head", "gate_penalty": 0.5} if adapter == "gated_memory" else {"rank": 4}
+    recipe = Recipe.preset(
+        f"micro/{adapter}", **gated, step=step, pair_weight=3.0, segments_in_mixed=True, segment_epochs=1,
+        mixed_epochs=2, segment_tokens=48, offset_tokens=18, batch_tokens=400, learning_rate=2e-3, epsilon=1e-6,
+        weight_decay=0.1,
+    )  # fmt: skip
+    pairs = known_pairs(DOCUMENT)
+    losses, state = plainly_lifted(tiny, recipe, pairs)
+    lifted = lift(tiny, DOCUMENT, recipe, pairs, progress=False)
+    assert [s.loss for s in lifted.history] == pytest.approx(losses, abs=1e-5)
+    assert lifted.state.keys() == state.keys()
+    for key, value in state.items():
+        torch.testing.assert_close(lifted.state[key], value, atol=1e-5, rtol=1e-5)
+
+
 def test_a_pair_s_weight_is_gamma(tiny):
     recipe = Recipe.preset("micro/lora", step="epoch", pair_weight=3.0, mixed_epochs=1)
     examples = sum(make_examples(tiny, DOCUMENT, recipe, known_pairs(DOCUMENT)), [])
@@ -73,29 +134,9 @@ def test_a_pair_s_weight_is_gamma(tiny):
 def test_padding_changes_no_example_s_loss(tiny):
     cut, answered = make_examples(tiny, DOCUMENT, QUICK, known_pairs(DOCUMENT)[:5])
     batch = [cut[0], *answered, cut[-1]]
-    together = _batch_loss(tiny.model, batch, QUICK, 0)
-    alone = sum(_batch_loss(tiny.model, [e], QUICK, 0) for e in batch)
+    together = _batch_loss(tiny.model, on_cpu(batch, QUICK))
+    alone = sum(_batch_loss(tiny.model, on_cpu([e], QUICK)) for e in batch)
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-5)
-
-
-def test_scored_logits_are_the_model_s_own(tiny):
-    ids = torch.randint(6, 400, (2, 12))
-    scored = torch.rand(2, 11) < 0.5
-    with torch.no_grad():
-        torch.testing.assert_close(scored_logits(tiny.model, ids, scored), tiny.model(ids).logits[:, :-1][scored])
-
-
-@pytest.mark.parametrize("kind", ["mistral", "qwen2", "qwen3", "gemma2"])
-def test_scored_logits_of_other_architectures_are_the_model_s_own(kind):
-    """Gemma 2 caps its final logits; the others differ in where their layers normalise."""
-    settings = dict(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                    num_key_value_heads=2, head_dim=8, pad_token_id=0)  # fmt: skip
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **settings)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    ids, scored = torch.randint(1, 99, (2, 12)), torch.rand(2, 11) < 0.5
-    with torch.no_grad():
-        torch.testing.assert_close(scored_logits(model, ids, scored), model(ids).logits[:, :-1][scored])
 
 
 def test_gradient_checkpointing_and_batch_shape_change_no_result(tiny):
@@ -143,6 +184,58 @@ def test_watching_a_lift_changes_nothing_of_it(tiny, adapter):
         assert torch.equal(on.model(input_ids=torch.arange(6, 30)[None]).logits, seen[-1][1])
 
 
+def test_watch_is_called_at_step_0_and_each_every_th(tiny):
+    seen = []
+    lifted = lift(tiny, DOCUMENT, QUICK, watch=lambda step, base: seen.append(step), every=3, progress=False)
+    assert seen == list(range(0, len(lifted.history) + 1, 3)) and len(seen) > 1
+
+
+class Ops(TorchDispatchMode):
+    """Counts the operations that torch is asked for, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.counted = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.counted[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("adapter", ["lora", "gated_memory"])
+def test_nothing_within_a_step_waits_for_the_device(tiny, adapter):
+    """No operation whose result the program itself reads, but for what transformers reads in a forward pass."""
+    penalised = {"gate_penalty": 1.0} if adapter == "gated_memory" else {}
+    cut, answered = make_examples(tiny, DOCUMENT, QUICK, known_pairs(DOCUMENT)[:9])
+    with adapters.attached(tiny.model, adapters.config(replace(QUICK, adapter=adapter, **penalised))) as model:
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+        batches = [on_cpu(cut, QUICK), on_cpu(answered, QUICK)]
+        with Ops() as forward:
+            for batch in batches:
+                hidden_states(model, batch.ids)
+        with Ops() as step:
+            _step(model, optimizer, batches, replace(QUICK, adapter=adapter, **penalised), 1.0)
+    reading = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2")
+    assert step.counted["_fused_adamw_"] == 1
+    assert {op: step.counted[op] for op in reading} == {op: forward.counted[op] for op in reading}
+
+
+def test_a_loss_that_is_no_number_is_named_with_its_step_though_read_later(tiny):
+    """The first step's loss is that of the untrained model; pairs that never end do not put the reading off."""
+    taken = []
+    pairs = (taken.append(pair) or pair for pair in cycle(known_pairs(DOCUMENT)))
+    recipe = Recipe.preset("2502.14644v4/lora/quality", rank=2, style="plain", learning_rate=1e30)
+    with pytest.raises(FloatingPointError, match="^the loss is nan at step 2: lower learning_rate .it is 1e.30.$"):
+        lift(tiny, DOCUMENT, recipe, pairs, progress=False)
+    assert len(taken) == READ_STEPS * recipe.batch_examples
+
+
+@pytest.mark.parametrize("every", [0, -1])
+def test_every_below_1_is_refused(tiny, every):
+    with pytest.raises(ValueError, match=f"every = {every}: .* at least 1"):
+        lift(tiny, DOCUMENT, QUICK, every=every, progress=False)
+
+
 def test_seconds_spent_watching_are_not_training_seconds(tiny):
     watched = lift(tiny, DOCUMENT, QUICK, watch=lambda step, base: time.sleep(0.2), progress=False)
     assert watched.history[-1].seconds < 0.2 * len(watched.history)
@@ -167,8 +260,8 @@ def test_the_gate_penalty_s_gradient_is_that_of_the_mean_gate_over_real_tokens(t
         parts = 0.0
         for batch in batches:
             with collected_gates(model) as seen:
-                _batch_loss(model, batch, recipe, tiny.tokenizer.pad_token_id)
-            parts = parts + _penalty(seen, batch, recipe, sum(lengths))
+                _batch_loss(model, on_cpu(batch, recipe))
+            parts = parts + _penalty(seen, on_cpu(batch, recipe), recipe, sum(lengths))
         split = torch.autograd.grad(parts, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
         assert float(parts.detach()) == pytest.approx(30.0 * float(expected.detach()), rel=1e-5)
         for a, b in zip(whole, split, strict=True):
@@ -194,6 +287,42 @@ def test_batches_hold_every_example_once_within_the_budget(tiny):
     batches = by_length(examples, QUICK, random.Random(0))
     assert sorted(map(id, (e for b in batches for e in b))) == sorted(map(id, examples))
     assert all(max(len(e.ids) for e in b) * len(b) <= QUICK.batch_tokens for b in batches)
+
+
+@pytest.mark.parametrize(("name", "window"), [("micro/lora", 256), ("smollm2/lora_many_pairs", 512)])
+def test_padding_is_under_a_twentieth_of_the_tokens(tiny, name, window):
+    """On registers of two windows, the sizes that the studies lift with these recipes."""
+    base, recipe = replace(tiny, window=window), Recipe.preset(name)
+    for seed in range(200, 205):
+        document = register_of(base, seed, 2.0, 0.1)
+        examples = sum(make_examples(base, document, recipe, known_pairs(document)), [])
+        whole = by_length(examples, recipe, random.Random(seed))
+        batches = [on_cpu(part, recipe) for batch in whole for part in passes(batch, torch.device("cpu"))]
+        assert 1 - sum(b.tokens for b in batches) / sum(b.ids.numel() for b in batches) < 0.05
+
+
+def test_a_batch_is_cut_only_where_that_spares_padding_and_never_for_a_gpu():
+    def batch(*lengths):
+        return [Example((7,) * length, (7,) * length, "segment") for length in lengths]
+
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    mixed = batch(12, 200, 14, 190, 12, 100)
+    assert [[len(e.ids) for e in part] for part in passes(mixed, cpu)] == [[200, 190], [100], [14, 12, 12]]
+    assert passes(mixed, gpu) == [mixed]
+    for even in (batch(20, 10, 15), batch(300), batch(SPARED_TOKENS + 4, 5)):  # one less than worth a pass
+        assert passes(even, cpu) == [even]
+    assert len(passes(batch(SPARED_TOKENS + 5, 5), cpu)) == 2
+
+
+def test_a_bfloat16_base_keeps_its_weights_and_trains_a_float32_adapter(tiny):
+    """PEFT keeps an adapter's weights in float32 beside half-precision base weights, and the losses are float32's."""
+    half = replace(tiny, model=copy.deepcopy(tiny.model).bfloat16())
+    for adapter in ("lora", "gated_memory"):
+        recipe = replace(QUICK, adapter=adapter)
+        lifted, plain = (lift(b, DOCUMENT, recipe, known_pairs(DOCUMENT), progress=False) for b in (half, tiny))
+        assert {weight.dtype for weight in lifted.state.values()} == {torch.float32}
+        assert {weight.dtype for weight in half.model.parameters()} == {torch.bfloat16}
+        assert [s.loss for s in lifted.history] == pytest.approx([s.loss for s in plain.history], abs=0.02)
 
 
 def test_segments_alone_or_pairs_alone_can_be_trained(tiny):

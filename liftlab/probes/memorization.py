@@ -17,11 +17,11 @@ from torch.nn import functional
 
 from liftlab.documents import Document, Question
 from liftlab.examples import document_ids, segment_spans
-from liftlab.lifting import scored_logits
 from liftlab.models import BaseModel
 from liftlab.probes.answers import scored
 from liftlab.probes.gates import at_rest
 from liftlab.prompts import PLAIN, PromptStyle
+from liftlab.token_losses import scored_logits
 
 COLUMNS = [
     "metric", "unit", "value", "text", "tokens", "place", "position", "depth", "limit", "question", "kind", "wording",

@@ -1,0 +1,178 @@
+"""Adapters with a document axis: each batch row passes through its own document's adapter, all in one product.
+
+PEFT's layers of one adapter are replaced, for a while, by layers that hold the weights of many; the rows of a batch are
+divided evenly among the documents, in order. The weights stand in one matrix (documents, weights of one adapter).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate
+from math import prod
+
+import peft
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from liftlab import adapters
+from liftlab.gated_layer import FLOOR, GatedMemoryLayer
+
+State = adapters.State
+
+
+class Stack:
+    """The adapters of many documents: `weights` (documents, size) and, where they are trained, `gradients` alike.
+
+    `keys`: name and shape of each tensor of one adapter, in the order of its weights.
+    """
+
+    def __init__(self, wrapped: nn.Module, states: Sequence[State], trained: bool) -> None:
+        self.wrapped = wrapped  # PEFT's model of one adapter
+        self.keys = {key: value.shape for key, value in states[0].items()}
+        sizes = [prod(shape) for shape in self.keys.values()]
+        self._begin = dict(zip(self.keys, accumulate(sizes, initial=0), strict=False))
+        flat = [torch.cat([state[key].flatten() for key in self.keys]) for state in states]
+        self.weights = torch.stack(flat).to(wrapped.device)
+        self.gradients = torch.zeros_like(self.weights) if trained else None
+        self.documents = len(states)
+        self._layers: list[tuple[nn.Module, str, str]] = []  # (layer, attribute, key)
+        self.swaps: list[tuple[Callable[[], None], Callable[[], None]]] = []  # (PEFT's layer in, ours in)
+
+    def bind(self, layer: nn.Module, attribute: str, key: str) -> None:
+        """Give `layer.attribute` the documents' tensors called `key`: (documents, *shape), a view of the weights."""
+        self._layers.append((layer, attribute, key))
+        self._set(layer, attribute, key)
+
+    def keep(self, documents: int) -> None:
+        """Go on with the first `documents` alone."""
+        if documents != self.documents:
+            self.documents = documents
+            for bound in self._layers:
+                self._set(*bound)
+
+    def add_gradients(self, loss: torch.Tensor) -> None:
+        """Add the gradient of `loss` to `gradients`."""
+        parameters = [getattr(layer, attribute) for layer, attribute, _ in self._layers]
+        found = torch.autograd.grad(loss, parameters)
+        for (_, _, key), gradient in zip(self._layers, found, strict=True):
+            self._part(self.gradients[: self.documents], key).add_(gradient)
+
+    def state(self, document: int) -> State:
+        """A copy, on the CPU, of one document's adapter weights."""
+        row = self.weights[document].detach().cpu()
+        return {key: self._part(row, key).clone() for key in self.keys}
+
+    @contextmanager
+    def alone(self, document: int) -> Iterator[nn.Module]:
+        """While open, the model has the adapter of that document alone, in PEFT's own layers; yields the PeftModel."""
+        for theirs, _ in self.swaps:
+            theirs()
+        try:
+            adapters.load(self.wrapped, self.state(document))
+            yield self.wrapped
+        finally:
+            for _, ours in self.swaps:
+                ours()
+
+    def _set(self, layer: nn.Module, attribute: str, key: str) -> None:
+        active = self._part(self.weights[: self.documents], key)
+        setattr(layer, attribute, nn.Parameter(active, self.gradients is not None))
+
+    def _part(self, weights: torch.Tensor, key: str) -> torch.Tensor:
+        begin, shape = self._begin[key], self.keys[key]
+        return weights[..., begin : begin + prod(shape)].unflatten(-1, shape)
+
+
+class StackedLora(nn.Module):
+    """base_layer(x) + scaling * B A x with A (documents, rank, in) and B (documents, out, rank)."""
+
+    def __init__(self, layer: LoraLayer) -> None:
+        super().__init__()
+        self.base_layer, self.scaling = layer.base_layer, layer.scaling["default"]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x`: (rows, tokens, in)."""
+        read = x.reshape(len(self.lora_A), -1, x.shape[-1])  # (documents, tokens, in)
+        out = self.base_layer(read)
+        inner = read.to(self.lora_A.dtype).bmm(self.lora_A.mT) * self.scaling
+        same = out.dtype == inner.dtype
+        out = out.baddbmm_(inner, self.lora_B.mT) if same else (out + inner.bmm(self.lora_B.mT)).to(out.dtype)
+        return out.view(*x.shape[:-1], -1)
+
+
+class StackedNetworks(nn.Module):
+    """`gated_layer.HeadNetworks` of many documents: weights (documents, heads, in, out)."""
+
+    def __init__(self, networks: nn.Module) -> None:
+        super().__init__()
+        self.neutral = networks.neutral
+
+    def forward(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(gate, memory) of `query` (rows, tokens, heads, head_dim), as HeadNetworks gives them."""
+        documents, (rows, tokens, heads, _) = len(self.memory_in), query.shape
+        by_head = query.reshape(documents, -1, *query.shape[2:]).transpose(1, 2).flatten(0, 1).to(self.memory_in.dtype)
+        memory, gate = (
+            nn.functional.silu(by_head.bmm(first.flatten(0, 1))).bmm(second.flatten(0, 1))
+            .unflatten(0, (documents, heads)).transpose(1, 2).reshape(rows, tokens, heads, -1)
+            for first, second in ((self.memory_in, self.memory_out), (self.gate_in, self.gate_out))
+        )  # fmt: skip
+        gate = torch.sigmoid(3 * (gate - 1))
+        if self.neutral:
+            gate = ((gate - torch.sigmoid(gate.new_tensor(-3.0))) / (1 - FLOOR)).clamp(min=0)
+        return gate, memory
+
+
+def fits(config: peft.PeftConfig | None) -> bool:
+    """Whether adapters of that kind can be stacked: LoRA on the unchanged base model, and Gated Memory."""
+    if config is None:
+        return False
+    plain = getattr(config, "init_lora_weights", None) is not None and config.init_lora_weights is True
+    return plain or config.peft_type == "GATED_MEMORY"
+
+
+@contextmanager
+def stacked_on(
+    model: nn.Module, config: peft.PeftConfig, states: Sequence[State], *, trained: bool = False
+) -> Iterator[Stack]:
+    """`model` with the adapters of `states` on it, a document each, in order; bit for bit itself afterwards.
+
+    ValueError where a layer's adapter cannot be stacked, such as LoRA on an embedding.
+    """
+    with adapters.attached(model, config) as wrapped:
+        stack = Stack(wrapped, states, trained)
+        for name, layer in list(wrapped.named_modules()):
+            if isinstance(layer, LoraLayer):
+                stack.swaps.append(_lora(wrapped, name, layer, stack))
+            elif isinstance(layer, GatedMemoryLayer) and "default" in layer.gated_memory:
+                stack.swaps.append(_networks(name, layer, stack))
+        try:
+            for _, ours in stack.swaps:
+                ours()
+            yield stack
+        finally:
+            for theirs, _ in stack.swaps:
+                theirs()
+
+
+def _lora(wrapped: nn.Module, name: str, layer: LoraLayer, stack: Stack):
+    if "default" not in layer.lora_A:
+        raise ValueError(f"LoRA on {name} ({type(layer).__name__}) cannot be stacked: lift its documents one by one")
+    many = StackedLora(layer)
+    for part in ("lora_A", "lora_B"):
+        stack.bind(many, part, f"{name}.{part}.weight")
+    parent, _, attribute = name.rpartition(".")
+    holder = wrapped.get_submodule(parent)
+    return partial(setattr, holder, attribute, layer), partial(setattr, holder, attribute, many)
+
+
+def _networks(name: str, layer: GatedMemoryLayer, stack: Stack):
+    one = layer.gated_memory["default"]
+    many = StackedNetworks(one)
+    for part in ("memory_in", "memory_out", "gate_in", "gate_out"):
+        stack.bind(many, part, f"{name}.gated_memory.{part}")
+    return partial(layer.gated_memory.__setitem__, "default", one), partial(
+        layer.gated_memory.__setitem__, "default", many
+    )
