@@ -7,7 +7,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from liftlab import records
 
 Settings = dict[str, Any]  # JSON values only
 Facts = dict[str, Any] | Callable[[], dict[str, Any]]
+Together = Callable[[list[Generator]], list[pd.DataFrame]]
 WORKERS = "LIFTLAB_WORKERS"  # environment variable: processes that compute cells side by side
 
 
@@ -29,13 +31,15 @@ class CellError(ValueError):
 
 def run(
     name: str,
-    cell: Callable[..., pd.DataFrame],
+    cell: Callable[..., pd.DataFrame | Generator],
     grid: list[Settings],
     folder: Path,
     modules: Sequence[str],
     facts: Facts,
     data: Sequence[Path] = (),
     *,
+    together: Together | None = None,
+    at_once: int = 1,
     alone: bool = False,
 ) -> pd.DataFrame:
     """The records of `cell(**settings)` for every settings of `grid`, joined in grid order; written to folder/name.csv.
@@ -43,53 +47,81 @@ def run(
     A cell is computed unless folder/name/KEY.csv is whole. KEY covers the study's name, the settings, the source of
     `modules` (import names; a package counts its __init__ only) and the bytes of the `data` files that they read.
     `facts` go into the provenance; where callable, they are asked for once, before the first computed cell is kept.
-    Cells are computed side by side in `workers()` processes; `alone`: one after the other, for cells that time things.
+
+    `together`: each cell is a generator, and this gives what several of them return. The grid is cut into groups of
+    `at_once`, wherever a run stopped before, so that a resumed one gives the bits of an unbroken one: a group that
+    lacks a cell is computed whole, and what it lacks is kept. Groups are computed side by side in `workers()`
+    processes; `alone`: one after the other, for cells that time things.
     """
     folder = Path(folder)
     keys = _keys(name, grid, _fingerprint(modules, data))
     files = {key: folder / name / f"{key}.csv" for key in keys}
-    todo = {key: settings for key, settings in zip(keys, grid, strict=True) if not _is_whole(files[key])}
+    missing = {key for key in keys if not _is_whole(files[key])}
+    settings = dict(zip(keys, grid, strict=True))
+    groups = [keys[i : i + at_once] for i in range(0, len(keys), at_once)]
+    todo = [{key: settings[key] for key in group} for group in groups if missing & set(group)]
     known: dict[str, Any] = {}
-    with tqdm(desc=name, total=len(grid), initial=len(grid) - len(todo), unit="cell", file=sys.stderr) as bar:
+    with tqdm(desc=name, total=len(grid), initial=len(grid) - len(missing), unit="cell", file=sys.stderr) as bar:
         processes = 1 if alone or len(todo) < 2 else min(workers(), len(todo))
-        for key, frame in _computed(cell, todo, processes):
+        for frames in _computed(partial(_group, cell, together), todo, processes):
             known = known or (facts() if callable(facts) else facts)
-            records.write(frame, files[key], records.provenance(study=name, settings=todo[key], key=key, **known))
-            bar.update()
+            for key in (key for key in frames if key in missing):
+                made_with = records.provenance(study=name, settings=settings[key], key=key, **known)
+                records.write(frames[key], files[key], made_with)
+                bar.update()
     return _joined(name, grid, files, folder / f"{name}.csv")
 
 
 def workers() -> int:
     """LIFTLAB_WORKERS; without it one where there is a GPU, else one a core. CellError if it is no whole number."""
-    given = os.environ.get(WORKERS)
+    given = whole_number(WORKERS, "processes for cells")
     if given is None:
         import torch  # here, because figures are redrawn without it
 
         return 1 if torch.cuda.is_available() else joblib.cpu_count()
-    if not (given.isdecimal() and int(given) >= 1):
-        raise CellError(f"{WORKERS} = {given!r}: give the number of processes for cells, 1 or more")
-    return int(given)
+    return given
+
+
+def whole_number(variable: str, what: str) -> int | None:
+    """The number of `what` in an environment variable, at least 1, else CellError; None where it is not set."""
+    given = os.environ.get(variable)
+    if given is not None and not (given.isdecimal() and int(given) >= 1):
+        raise CellError(f"{variable} = {given!r}: give the number of {what}, 1 or more")
+    return None if given is None else int(given)
 
 
 def _computed(
-    cell: Callable[..., pd.DataFrame], todo: dict[str, Settings], processes: int
-) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(key, records) of each cell as it is done; several processes share the cores evenly."""
-    if processes <= 1:  # all cores for each cell in turn
-        yield from ((key, _checked(cell, settings)) for key, settings in todo.items())
+    group: Callable[[dict[str, Settings]], dict[str, pd.DataFrame]], todo: list[dict[str, Settings]], processes: int
+) -> Iterator[dict[str, pd.DataFrame]]:
+    """Records by key of each group as it is done; several processes share the cores evenly."""
+    if processes <= 1:  # all cores for each group in turn
+        yield from map(group, todo)
         return
     threads = max(1, joblib.cpu_count() // processes)
     with joblib.parallel_config("loky", n_jobs=processes, inner_max_num_threads=threads):
-        pool = joblib.Parallel(return_as="generator_unordered", batch_size=1)
-        yield from pool(joblib.delayed(_keyed)(key, cell, settings) for key, settings in todo.items())
+        yield from joblib.Parallel(return_as="generator_unordered", batch_size=1)(map(joblib.delayed(group), todo))
 
 
-def _keyed(key: str, cell: Callable[..., pd.DataFrame], settings: Settings) -> tuple[str, pd.DataFrame]:
-    return key, _checked(cell, settings)
+def _group(
+    cell: Callable[..., pd.DataFrame | Generator], together: Together | None, cells: dict[str, Settings]
+) -> dict[str, pd.DataFrame]:
+    if together is None:
+        frames = [cell(**settings) for settings in cells.values()]
+    else:
+        frames = together([_named(cell, settings) for settings in cells.values()])
+    return {key: _checked(frame, cells[key]) for key, frame in zip(cells, frames, strict=True)}
 
 
-def _checked(cell: Callable[..., pd.DataFrame], settings: Settings) -> pd.DataFrame:
-    frame = cell(**settings)
+def _named(cell: Callable[..., Generator], settings: Settings) -> Generator:
+    """The cell; an error in it says which one it was."""
+    try:
+        return (yield from cell(**settings))
+    except Exception as error:
+        error.add_note(f"in the cell {settings}")
+        raise
+
+
+def _checked(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     try:
         return records.check(frame)
     except records.RecordError as error:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
-from importlib import metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from liftlab import cli_lift, runner
+from liftlab import cli_bench, cli_lift, runner
 from liftlab.parameters import assignments
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -26,6 +28,8 @@ def liftlab(
 ) -> None:
     """Re-run, measure and question LIFT: a long document fine-tuned into a language model at test time."""
     if version:
+        from importlib import metadata
+
         typer.echo(f"liftlab {metadata.version('liftlab')}")
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -60,13 +64,11 @@ def run(
     sets: Annotated[list[str] | None, typer.Option("--set", help="key=value, in place of the profile's.")] = None,
     workers: Annotated[
         int,
-        typer.Option(min=0, help="Processes side by side; 0: one a core, or one where there is a GPU."),
+        typer.Option(min=0, help="Notebooks or cells side by side; 0: one a core, or one where there is a GPU."),
     ] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate what it takes, execute nothing.")] = False,
 ) -> None:
     """Execute notebooks under a profile; every parameter is checked before the first kernel starts."""
-    if workers:
-        os.environ[WORKERS] = str(workers)  # the kernels inherit it
     root, given = runner.root(), assignments(sets or [])
     chosen = names or runner.runs_under(root, profile)
     if not chosen:
@@ -74,42 +76,42 @@ def run(
     asked = {name: runner.parameters(root, name, profile, given) for name in chosen}
     if dry_run:
         raise typer.Exit(0 if _estimated(asked) else 1)
-    passed = [_run_one(root, name, profile, given) for name in chosen]  # one failure does not stop a night's work
-    if not all(passed):
-        raise typer.Exit(1)
+    with _stopped_by_signals():
+        if len(asked) == 1:
+            if workers:
+                os.environ[WORKERS] = str(workers)  # the kernel inherits it
+            raise typer.Exit(0 if _run_one(root, chosen[0], profile, given) else 1)
+        from liftlab import cells, side_by_side
+
+        raise typer.Exit(side_by_side.run(root, profile, asked, given, workers or cells.workers()))
 
 
 @app.command()
 def figures(profile: Profile = "micro") -> None:
-    """Redraw every figure of a profile from its records, without a model."""
+    """Redraw every figure of a profile from its records, without a model, one process a core."""
     root = runner.root()
     names = runner.runs_under(root, profile)  # an unknown profile is an error of its own
     found = sorted((root / runner.RUNS / profile / "records").glob("*.csv"))
     if not found:
         raise runner.RunError(f"profile {profile!r} has no records to draw: liftlab run --profile {profile}")
-    from liftlab import claims, findings, plots, records, tables
+    import joblib
 
     folder = root / runner.FIGURES / profile
-    for path in found:
-        if path.stem in plots.DRAWINGS:
-            table = records.read(path)[0]
-            plots.save(path.stem, table, folder)
-            typer.echo(f"figures/{profile}/{path.stem}.png .svg .csv")
-            if path.stem in tables.TABLES:
-                tables.save(path.stem, folder)
-                typer.echo(f"figures/{profile}/{path.stem}.md")
-            if path.stem in findings.FINDINGS:
-                findings.save(path.stem, table, folder)
-                typer.echo(f"figures/{profile}/{path.stem}.findings.md")
-        else:
+    claims = joblib.delayed(_compared)(found if "claims" in names else [], folder)
+    tasks = [claims, *(joblib.delayed(_drawn)(path, folder) for path in found)]  # the longest one starts first
+    compared, *drawn = joblib.Parallel(n_jobs=min(len(found), joblib.cpu_count()), batch_size=1)(tasks)
+    for path, written in zip(found, drawn, strict=True):
+        for files in written:
+            typer.echo(f"figures/{profile}/{files}")
+        if not written:
             typer.echo(f"no drawing for {path.relative_to(root)}", err=True)
-    if "claims" in names and claims.notebooks() & {path.stem for path in found}:
-        claims.save(found[0].parent, folder)
-        typer.echo(f"figures/{profile}/claims.png .svg .csv .md")
+    for files in compared:
+        typer.echo(f"figures/{profile}/{files}")
 
 
 app.command()(cli_lift.lift)
 app.command()(cli_lift.ask)
+app.command()(cli_bench.bench)
 
 
 def main() -> None:
@@ -158,6 +160,51 @@ def _run_one(root: Path, name: str, profile: str, given: dict[str, str]) -> bool
         if path.stat().st_mtime >= start - 1:  # seconds; some file systems round
             typer.echo(f"  {path.relative_to(root)}")
     return True
+
+
+def _drawn(path: Path, folder: Path) -> list[str]:
+    """Draw one table of records, with what belongs to its figure; the files written, none if it has no drawing."""
+    from liftlab import bench_tables, findings, plots, records, tables
+
+    name, table = path.stem, records.read(path)[0]
+    if set(table["study"]) == {bench_tables.STUDY}:
+        bench_tables.save(table, folder / name)
+        return [f"{name}.md .csv"]
+    if name not in plots.DRAWINGS:
+        return []
+    written = [f"{name}.png .svg .csv"]
+    plots.save(name, table, folder)
+    if name in tables.TABLES:
+        tables.save(name, folder)
+        written.append(f"{name}.md")
+    if name in findings.FINDINGS:
+        findings.save(name, table, folder)
+        written.append(f"{name}.findings.md")
+    return written
+
+
+def _compared(found: list[Path], folder: Path) -> list[str]:
+    """Draw the papers' claims against the records of `found`, if any of them is compared with one."""
+    from liftlab import claims
+
+    if not claims.notebooks() & {path.stem for path in found}:
+        return []
+    claims.save(found[0].parent, folder)
+    return ["claims.png .svg .csv .md"]
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """A batch system's SIGTERM and a closed terminal's SIGHUP stop a run as Ctrl-C does: no kernel stays behind."""
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    taken = [number for number in known if signal.getsignal(number) == signal.SIG_DFL]  # nohup ignores SIGHUP
+    for number in taken:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _complain(message: str, code: int) -> int:

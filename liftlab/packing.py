@@ -1,8 +1,9 @@
 """Many sequences in one row: tokens side by side, attention within each sequence alone.
 
 A row holds the examples of one document. Everything but attention looks at single tokens, so nothing is padded there
-but each sequence, by less than a sixteenth, and the shorter rows. Attention sees sequences of one length at a time:
-the tokens are put into that order and back, a permutation, so no mask is needed and nothing leaks.
+but each sequence, by less than a sixteenth, and the shorter rows. In short rows attention has a mask, a block for each
+sequence. In long ones it sees sequences of one length at a time: the tokens are put into that order and back, a
+permutation, so no mask is needed and nothing leaks.
 """
 
 from __future__ import annotations
@@ -18,19 +19,23 @@ from transformers import AttentionInterface, PreTrainedModel
 from liftlab.examples import IGNORED, Example
 
 PACKED = "liftlab_packed"  # our attention function; as no mask function has that name, transformers makes no mask
+EAGER = "eager_attention_forward"  # each architecture has its own
+MASKED_TOKENS = 128  # rows up to this length: there the products a mask throws away cost less than a permutation
 
 
 @dataclass(frozen=True)
 class Packed:
     """The tokens of one forward pass, (rows, tokens), a row a document; `scored` indexes the flattened rows.
 
-    `order` puts flattened tokens into `shapes` (sequences, length), one after the other; `back` undoes that. Of each
-    scored token, the one whose successor is to be predicted: its label, its example's weight and its row.
+    `sequences` numbers the sequences. `order` puts flattened tokens into `shapes` (sequences, length), one after the
+    other; `back` undoes that. Of each scored token, the one whose successor is to be predicted: its label, its
+    example's weight and its row.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
     real: torch.Tensor  # (rows, tokens), bool: no padding
+    sequences: torch.Tensor
     order: torch.Tensor
     back: torch.Tensor
     shapes: tuple[tuple[int, int], ...]
@@ -62,7 +67,7 @@ def pack(rows: Sequence[Sequence[Example]], weights_of: Sequence[Callable[[Examp
     longest = max((sum(padded_length(len(e.ids)) for e in row) for row in rows), default=0)  # tokens
     if longest == 0:
         raise ValueError("no example was given to pack: give at least one")
-    ids, positions, real, lengths, starts = [], [], [], [], []
+    ids, positions, real, sequences, lengths, starts = [], [], [], [], [], []
     scored, labels, weights, owners = [], [], [], []
     for number, row in enumerate(rows):
         at = number * longest
@@ -71,6 +76,7 @@ def pack(rows: Sequence[Sequence[Example]], weights_of: Sequence[Callable[[Examp
             ids += [*example.ids, *[pad] * (length - taken)]
             positions += range(length)
             real += [True] * taken + [False] * (length - taken)
+            sequences += [len(lengths)] * length
             lengths.append(length)
             starts.append(at)
             places = [place for place in range(1, taken) if example.labels[place] != IGNORED]
@@ -81,12 +87,14 @@ def pack(rows: Sequence[Sequence[Example]], weights_of: Sequence[Callable[[Examp
             at += length
         missing = (number + 1) * longest - at
         ids, positions, real = ids + [pad] * missing, positions + [0] * missing, real + [False] * missing
+        sequences += range(len(lengths), len(lengths) + missing)
         lengths, starts = lengths + [1] * missing, starts + [*range(at, at + missing)]
     order, shapes = _order(torch.tensor(lengths), torch.tensor(starts))
     whole = lambda values: torch.tensor(values, dtype=torch.long)  # noqa: E731
     return Packed(
         whole(ids).view(len(rows), longest), whole(positions).view(len(rows), longest),
-        torch.tensor(real).view(len(rows), longest), order, torch.argsort(order), shapes,
+        torch.tensor(real).view(len(rows), longest), whole(sequences).view(len(rows), longest),
+        order, torch.argsort(order), shapes,
         whole(scored), whole(labels), torch.tensor(weights), whole(owners),
     )  # fmt: skip
 
@@ -112,10 +120,16 @@ class SequenceAttention:
     @contextmanager
     def within(self, packed: Packed) -> Iterator[None]:
         """While open (backward included), the model reads `packed`, and nothing else."""
+        mask = None
+        if packed.ids.shape[1] <= MASKED_TOKENS:
+            same = packed.sequences[:, :, None] == packed.sequences[:, None]
+            mask = same.tril()[:, None]  # (rows, 1, tokens, tokens)
 
         def attention(module, query, key, value, attention_mask, **settings):
             _check_window(packed, settings.get("sliding_window"))
             inner = _inner(self._own[id(module.config)], module)
+            if mask is not None:
+                return inner(module, query, key, value, _mask(inner, mask, query), **settings)
             return _by_sequence(inner, packed, module, query, key, value, settings), None
 
         AttentionInterface.register(PACKED, attention)
@@ -138,8 +152,8 @@ def _check_window(packed: Packed, window: int | None) -> None:
 
 
 def _inner(name: str, module) -> Callable:
-    """The attention function that the model has without packing; "eager" is each architecture's own."""
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    """The attention function that the model has without packing."""
+    eager = getattr(sys.modules[type(module).__module__], EAGER, None)
     return AttentionInterface().get_interface(name, eager)
 
 
@@ -151,17 +165,17 @@ def _by_sequence(inner: Callable, packed: Packed, module, query, key, value, set
     sizes, outputs = [count * length for count, length in packed.shapes], []
     for shape, *parts in zip(packed.shapes, *(t.split(sizes) for t in sorted_by_length), strict=True):
         parts = [part.unflatten(0, shape).transpose(1, 2) for part in parts]
-        outputs.append(inner(module, *parts, _mask(inner, shape[1], query), **settings)[0].flatten(0, 1))
+        causal = None if inner.__name__ != EAGER else torch.ones(shape[1], shape[1], device=query.device).bool().tril()
+        outputs.append(inner(module, *parts, _mask(inner, causal, query), **settings)[0].flatten(0, 1))
     output = _Permuted.apply(torch.cat(outputs), packed.back, packed.order)
     return output.view(rows, tokens, heads, -1)
 
 
-def _mask(inner: Callable, length: int, query: torch.Tensor) -> torch.Tensor | None:
-    """None where `inner` is causal by itself; an eager function needs the additive mask (1, 1, length, length)."""
-    if inner.__name__ != "eager_attention_forward":
-        return None
-    lowest = torch.finfo(query.dtype).min
-    return torch.full((1, 1, length, length), lowest, dtype=query.dtype, device=query.device).triu(1)
+def _mask(inner: Callable, seen: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor | None:
+    """`seen` (bool) as `inner` takes it: an eager function adds it to the scores; None where it is causal by itself."""
+    if seen is None or inner.__name__ != EAGER:
+        return seen
+    return torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, torch.finfo(query.dtype).min)
 
 
 class _Permuted(torch.autograd.Function):

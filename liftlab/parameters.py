@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 
 class RunError(ValueError):
     """A notebook, profile or parameter that cannot be run as asked."""
@@ -53,6 +51,8 @@ def defaults(path: Path) -> dict[str, Any]:
 
 def from_yaml(path: Path) -> dict[str, Any]:
     """A profile's parameter file; an empty one is {}."""
+    import yaml
+
     try:
         values = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

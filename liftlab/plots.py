@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from liftlab.canvas import LABELS, NUMBERS, Drawn, PlotError, bars, chance, heading, joined, log_ticks, only, summarised
 from liftlab.context_plots import conflict, evidence_position
+from liftlab.efficiency_plots import efficiency
 from liftlab.evaluation_plots import DRAWINGS as EVALUATION_DRAWINGS
 from liftlab.gate_plots import gate_values, oracle_gate
 from liftlab.probe_plots import memorization_vs_icl, segment_offset
@@ -141,6 +142,7 @@ DRAWINGS: dict[str, Callable[[pd.DataFrame], Drawn]] = {
     "conflict": conflict,
     "evidence_position": evidence_position,
     "segment_offset": segment_offset,
+    "efficiency": efficiency,
     **EVALUATION_DRAWINGS,
 }
 

@@ -6,16 +6,16 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-from pandas.api import types
+if TYPE_CHECKING:  # pandas is imported by the functions that need it: the command line starts without it
+    import pandas as pd
 
 TEXT = ("study", "base_model", "document", "condition", "metric", "unit")  # required, never empty
 WHOLE = ("document_tokens", "seed")  # required
@@ -33,6 +33,8 @@ def check(frame: pd.DataFrame) -> pd.DataFrame:
     Required: `COLUMNS`; text columns hold non-empty text, `document_tokens` and `seed` whole numbers, `value` finite
     numbers. Further columns (settings) are free, but each holds one type: text, whole numbers, numbers or true/false.
     """
+    import numpy as np
+
     missing = [name for name in COLUMNS if name not in frame.columns]
     if missing:
         raise RecordError(f"record table lacks column {missing[0]!r}: a row needs {', '.join(COLUMNS)}")
@@ -76,6 +78,8 @@ def read(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 
     A missing text reads as "" and a missing number as NaN.
     """
+    import pandas as pd
+
     path = _csv_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such records: {path}: run its notebook first")
@@ -130,6 +134,8 @@ def _first_duplicate(frame: pd.DataFrame) -> str:
 
 def _kind(column: pd.Series) -> str:
     """What a column holds: "flag" (true/false), "whole", "number" or "text"; RecordError for anything else."""
+    from pandas.api import types
+
     for kind, matches in (("flag", types.is_bool_dtype), ("whole", types.is_integer_dtype)):
         if matches(column):
             _require(
@@ -157,13 +163,16 @@ def _csv(frame: pd.DataFrame) -> bytes:
 
 def _written(column: pd.Series, kind: str) -> list[str]:
     if kind == "number":
-        return ["" if np.isnan(value) else repr(value) for value in column.to_numpy(float, na_value=np.nan).tolist()]
+        numbers = column.to_numpy(float, na_value=math.nan).tolist()
+        return ["" if math.isnan(value) else repr(value) for value in numbers]
     return column.fillna("").tolist() if kind == "text" else [str(value) for value in column.tolist()]
 
 
 def _parsed(values: tuple[str, ...], kind: str) -> pd.Series:
+    import pandas as pd
+
     if kind == "number":
-        return pd.Series([float(value) if value else np.nan for value in values], dtype="float64")
+        return pd.Series([float(value) if value else math.nan for value in values], dtype="float64")
     if kind == "whole":
         return pd.Series([int(value) for value in values], dtype="int64")
     return pd.Series([v == "True" for v in values], dtype=bool) if kind == "flag" else pd.Series(values, dtype="str")

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from liftlab import records
 from liftlab.parameters import (
     RunError,
     checked,
@@ -46,15 +45,16 @@ class LastRun:
 class Notebook:
     """A notebook of the repository.
 
-    `question` is its first heading; of its metadata, `reproduces` names the source, and `reads` "records" says that it
-    reads what other notebooks recorded.
+    `question` is its first heading; of its metadata, `reproduces` names the source, `reads` "records" says that it
+    reads what other notebooks recorded, and `times` that it times what it does: no other may run beside it.
     """
 
     name: str
     path: Path
     question: str
-    reproduces: str
+    reproduces: str = ""
     reads: str = ""
+    times: bool = False
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -193,6 +193,8 @@ def _clean_environment() -> Iterator[None]:
 
 
 def _add_provenance(path: Path, profile: str, values: dict[str, Any]) -> None:
+    from liftlab import records
+
     executed = notebook_json(path)
     made_with = records.provenance(profile=profile, parameters=values)
     executed.setdefault("metadata", {}).setdefault("liftlab", {})["provenance"] = made_with
@@ -204,8 +206,8 @@ def _described(path: Path) -> Notebook:
     prose = "\n".join(source_of(cell) for cell in raw["cells"] if cell["cell_type"] == "markdown")
     headings = [line.lstrip("#").strip() for line in prose.splitlines() if line.startswith("#")]
     kept = raw.get("metadata", {}).get("liftlab", {})
-    question = headings[0] if headings else ""
-    return Notebook(path.stem, path, question, kept.get("reproduces", ""), kept.get("reads", ""))
+    said = {name: kept[name] for name in ("reproduces", "reads", "times") if name in kept}
+    return Notebook(path.stem, path, headings[0] if headings else "", **said)
 
 
 def _parameter_file(root: Path, name: str, profile: str) -> Path:

@@ -21,7 +21,7 @@ from liftlab.stacked_layers import fits, stacked_on
 from liftlab.stacked_memory import Cost, measured
 from liftlab.stacked_training import Course, train
 
-MEMORY_GIB = 4.0  # for adapters, their optimizer and activations; the base model itself is not counted
+MEMORY_GIB = 4.0  # on a CPU, where no budget is given
 Prompts = Sequence[list[int] | None]  # token ids
 _Group = tuple[peft.PeftConfig | None, list[int]]  # an adapter's config, and the places of those that have it
 
@@ -47,16 +47,19 @@ class Job:
 
 
 def lift(
-    base: BaseModel, jobs: Sequence[Job], *, memory_gib: float = MEMORY_GIB, progress: bool = True
+    base: BaseModel, jobs: Sequence[Job], *, memory_gib: float | None = None, progress: bool = True
 ) -> list[Lifted]:
     """Each job's lift, in the jobs' order: that of `lifting.lift` to rounding (1e-5 in float32).
 
     Documents may differ in length and settings; those whose adapters have the same shape are stacked, as many as fit
-    into `memory_gib` (GiB) beside the base model. An adapter that cannot be stacked (PiSSA, full fine-tuning) is
-    trained alone. The seconds of a history are those of its whole stack. Raises what `lifting.lift` raises, and
-    ValueError for a budget that one document alone exceeds.
+    into `memory_gib` (GiB, for adapters, their optimizer and activations, beside the base model); None: 4 GiB, on a GPU
+    half of what is free. An adapter that cannot be stacked (PiSSA, full fine-tuning), or for which a budget that nobody
+    gave is too small, is trained alone.
+
+    The seconds of a history are those of its whole stack. Raises what `lifting.lift` raises, and ValueError for a given
+    budget that one document alone exceeds.
     """
-    if not memory_gib > 0:
+    if memory_gib is not None and not memory_gib > 0:
         raise ValueError(f"memory_gib = {memory_gib}: give the memory for training in GiB, above 0")
     recipes, done = [job.recipe for job in jobs], {}
     for config, places in _by_adapter(
@@ -67,7 +70,11 @@ def lift(
             continue
         courses = {i: _course(base, jobs[i]) for i in places}
         cost = measured(base, config, recipes[places[0]].gradient_checkpointing)
-        for stack, tokens in _stacks(courses, cost, memory_gib):
+        if memory_gib is None:
+            large = [i for i in places if cost.least(courses[i].longest_example) > _budget(base)]
+            done |= {i: _alone(base, jobs[i], progress) for i in large}
+            courses = {i: course for i, course in courses.items() if i not in large}
+        for stack, tokens in _stacks(courses, cost, _budget(base) if memory_gib is None else memory_gib * 2**30):
             chosen = [courses[i] for i in stack]
             found = train(base, config, _fresh(base, config, chosen), chosen, tokens, progress)
             for i, (state, history) in zip(stack, found, strict=True):
@@ -92,13 +99,20 @@ def _course(base: BaseModel, job: Job) -> Course:
     return Course(job.document.name, job.recipe, tuple(steps), job.watch, job.every)
 
 
-def _stacks(courses: dict[int, Course], cost: Cost, memory_gib: float) -> Iterator[tuple[list[int], int]]:
+def _budget(base: BaseModel) -> float:
+    """Bytes, where none are given."""
+    if base.model.device.type == "cuda":
+        return torch.cuda.mem_get_info(base.model.device)[0] / 2
+    return MEMORY_GIB * 2**30
+
+
+def _stacks(courses: dict[int, Course], cost: Cost, budget: float) -> Iterator[tuple[list[int], int]]:
     """(places, tokens a document in one forward pass) of stacks within the budget, long courses first."""
     left = sorted(courses, key=lambda i: -len(courses[i].steps))
     while left:
         example = max(courses[i].longest_example for i in left)
         step = max(courses[i].longest_step for i in left)
-        documents, tokens = cost.room(memory_gib * 2**30, len(left), example, step)
+        documents, tokens = cost.room(budget, len(left), example, step)
         yield left[:documents], tokens
         left = left[documents:]
 

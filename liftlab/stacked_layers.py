@@ -16,6 +16,7 @@ import peft
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from liftlab import adapters
 from liftlab.gated_layer import FLOOR, GatedMemoryLayer
@@ -36,7 +37,8 @@ class Stack:
         self._begin = dict(zip(self.keys, accumulate(sizes, initial=0), strict=False))
         flat = [torch.cat([state[key].flatten() for key in self.keys]) for state in states]
         self.weights = torch.stack(flat).to(wrapped.device)
-        self.gradients = torch.zeros_like(self.weights) if trained else None
+        self.gradients = torch.empty_like(self.weights) if trained else None
+        self.empty = True  # the gradients; set before each step
         self.documents = len(states)
         self._layers: list[tuple[nn.Module, str, str]] = []  # (layer, attribute, key)
         self.swaps: list[tuple[Callable[[], None], Callable[[], None]]] = []  # (PEFT's layer in, ours in)
@@ -58,7 +60,9 @@ class Stack:
         parameters = [getattr(layer, attribute) for layer, attribute, _ in self._layers]
         found = torch.autograd.grad(loss, parameters)
         for (_, _, key), gradient in zip(self._layers, found, strict=True):
-            self._part(self.gradients[: self.documents], key).add_(gradient)
+            kept = self._part(self.gradients[: self.documents], key)
+            kept.copy_(gradient) if self.empty else kept.add_(gradient)
+        self.empty = False
 
     def state(self, document: int) -> State:
         """A copy, on the CPU, of one document's adapter weights."""
@@ -96,11 +100,33 @@ class StackedLora(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x`: (rows, tokens, in)."""
         read = x.reshape(len(self.lora_A), -1, x.shape[-1])  # (documents, tokens, in)
-        out = self.base_layer(read)
-        inner = read.to(self.lora_A.dtype).bmm(self.lora_A.mT) * self.scaling
-        same = out.dtype == inner.dtype
-        out = out.baddbmm_(inner, self.lora_B.mT) if same else (out + inner.bmm(self.lora_B.mT)).to(out.dtype)
+        if type(self.base_layer) is nn.Linear and self.base_layer.weight.dtype == self.lora_A.dtype:
+            layer = self.base_layer
+            out = _LoraProduct.apply(read, layer.weight, layer.bias, self.lora_A, self.lora_B, self.scaling)
+        else:
+            out = self.base_layer(read)
+            inner = read.to(self.lora_A.dtype).bmm(self.lora_A.mT) * self.scaling
+            out = (out + inner.bmm(self.lora_B.mT)).to(out.dtype)
         return out.view(*x.shape[:-1], -1)
+
+
+class _LoraProduct(torch.autograd.Function):
+    """x W' + bias + scaling x A' B', with few passes over memory; no gradient for the frozen W and bias."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, lora_a, lora_b, scaling: float) -> torch.Tensor:
+        inner = x.bmm(lora_a.mT).mul_(scaling)
+        ctx.save_for_backward(x, weight, lora_a, lora_b, inner)
+        ctx.scaling = scaling
+        return nn.functional.linear(x, weight, bias).baddbmm_(inner, lora_b.mT)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: torch.Tensor):
+        x, weight, lora_a, lora_b, inner = ctx.saved_tensors
+        of_inner = gradient.bmm(lora_b).mul_(ctx.scaling)
+        of_x = torch.matmul(gradient, weight).baddbmm_(of_inner, lora_a) if ctx.needs_input_grad[0] else None
+        return of_x, None, None, of_inner.mT.bmm(x), gradient.mT.bmm(inner), None
 
 
 class StackedNetworks(nn.Module):

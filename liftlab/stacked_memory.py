@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import peft
 import torch
@@ -18,6 +19,7 @@ from liftlab.token_losses import CHUNK_TOKENS
 FULL_TOKENS = 2048  # tokens of one document in a forward pass: more are no faster
 COPIES = 4  # of an adapter in training: weights, gradients, two moments
 BACKWARD = 1.5  # memory of a backward pass against what the forward pass kept, at most: gradients beside activations
+_KNOWN: WeakKeyDictionary[torch.nn.Module, dict[tuple[str, bool], Cost]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ class Cost:
     token: int
     head: int
 
+    def least(self, example: int) -> int:
+        """Bytes that one document takes whose longest example has `example` padded tokens."""
+        return self.head + self.adapter + example * self.token
+
     def room(self, budget: float, documents: int, example: int, step: int) -> tuple[int, int]:
         """How many of `documents` fit into `budget` bytes at once, and how many tokens of each in a forward pass.
 
@@ -35,7 +41,7 @@ class Cost:
         fit.
         """
         wanted = max(example, min(step, FULL_TOKENS))
-        least = self.head + self.adapter + example * self.token
+        least = self.least(example)
         if least > budget:
             raise ValueError(
                 f"memory_gib = {budget / 2**30:.3g}: one document alone needs {least / 2**30:.3g} GiB (its adapter "
@@ -48,7 +54,18 @@ class Cost:
 
 
 def measured(base: BaseModel, config: peft.PeftConfig, checkpointed: bool) -> Cost:
-    """The cost of an adapter of that kind on `base`: its size, and what a forward pass really keeps a token."""
+    """The cost of an adapter of that kind on `base`: its size, and what a forward pass really keeps a token.
+
+    Measured once for a model and a kind of adapter.
+    """
+    known = _KNOWN.setdefault(base.model, {})
+    kind = (str(sorted(config.to_dict().items(), key=str)), checkpointed)
+    if kind not in known:
+        known[kind] = _measured(base, config, checkpointed)
+    return known[kind]
+
+
+def _measured(base: BaseModel, config: peft.PeftConfig, checkpointed: bool) -> Cost:
     with adapters.attached(base.model, config) as model:
         state = adapters.trained_state(model)[1]
     weights = sum(value.numel() for value in state.values())

@@ -19,6 +19,7 @@ from liftlab.lifting import History, Watch, checkpointing, learning_rate_share
 from liftlab.models import BaseModel
 from liftlab.packing import Packed, SequenceAttention, pack, padded_length
 from liftlab.recipes import Recipe
+from liftlab.rotary import few_passes
 from liftlab.stacked_layers import Stack, stacked_on
 from liftlab.token_losses import token_losses
 
@@ -118,7 +119,7 @@ class _Training:
     def step(self, number: int, active: int) -> torch.Tensor:
         """Step `number` (from 0) of the first `active` documents; their losses (active,), on the device."""
         self.stack.keep(active)
-        self.stack.gradients.zero_()
+        self.stack.empty = True
         groups = [course.steps[number][1] for course in self.courses[:active]]
         scored = self._numbers([sum(example_weight(e, c.recipe) * e.scored_tokens for e in examples)
                                 for c, examples in zip(self.courses, groups, strict=False)])  # fmt: skip
@@ -141,6 +142,7 @@ class _Training:
         penalised = any(course.recipe.gate_penalty for course in self.courses)
         with (
             self.attention.within(packed),
+            few_passes(self.base.model),
             collected_gates(self.base.model) if penalised else nullcontext([]) as gates,
         ):
             decoder = self.base.model.get_decoder()

@@ -11,6 +11,7 @@ import pandas as pd
 
 from liftlab.canvas import LABELS
 from liftlab.context_plots import length_label
+from liftlab.efficiency_tables import efficiency
 from liftlab.evaluation_tables import TABLES as EVALUATION_TABLES
 from liftlab.gate_plots import PROMPTS, signed
 from liftlab.plots import ADAPTER_LABELS, PRETRAINING_LABELS, WORDINGS
@@ -106,6 +107,7 @@ TABLES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "conflict": conflict,
     "evidence_position": evidence_position,
     "segment_offset": segment_offset,
+    "efficiency": efficiency,
     **EVALUATION_TABLES,
 }
 

@@ -199,6 +199,62 @@ def test_cells_that_time_things_have_the_machine_to_themselves(tmp_path, module,
     assert cell.calls == GRID  # in this process
 
 
+class Grouped:
+    """`together` that runs each generator to its end, and remembers how many it was given."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def __call__(self, generators):
+        self.sizes.append(len(generators))
+        return [self.end(generator) for generator in generators]
+
+    def end(self, generator):
+        try:
+            while True:
+                next(generator)
+        except StopIteration as end:
+            return end.value
+
+
+def wished(rank, seed):
+    yield "a wish"
+    if rank == 99:
+        raise OSError("disk full")
+    return measured(rank, seed)
+
+
+def test_cells_are_computed_in_groups_that_the_grid_alone_decides(tmp_path, module):
+    """A group that lacks a cell is computed whole; what was finished stays untouched, and the table is the same."""
+    plain = run(measured, tmp_path / "plain")
+    found = run(wished, tmp_path, together=(first := Grouped()), at_once=3)
+    pd.testing.assert_frame_equal(found, plain)
+    assert first.sizes == [3, 1]
+    files = sorted((tmp_path / "s").glob("*.csv"), key=lambda path: path.stat().st_mtime_ns)
+    files[1].unlink()
+    kept = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files if path != files[1]}
+    pd.testing.assert_frame_equal(run(wished, tmp_path, together=(again := Grouped()), at_once=3), plain)
+    assert again.sizes == [3] and files[1].exists()
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in kept} == kept
+    run(wished, tmp_path, together=(none := Grouped()), at_once=2)
+    assert none.sizes == []  # how many go together makes no cell stale
+
+
+def test_every_cell_of_a_group_is_a_tick(tmp_path, module, capsys):
+    run(wished, tmp_path, together=Grouped(), at_once=4)
+    assert "4/4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_groups_side_by_side_give_the_same_table_and_an_error_names_its_cell(tmp_path, module, monkeypatch, processes):
+    monkeypatch.setenv("LIFTLAB_WORKERS", processes)
+    found = run(wished, tmp_path / "good", together=Grouped(), at_once=2)
+    pd.testing.assert_frame_equal(found, run(measured, tmp_path / "plain"))
+    with pytest.raises(OSError, match="disk full") as error:
+        run(wished, tmp_path, [*GRID, {"rank": 99, "seed": 7}], together=Grouped(), at_once=2)
+    assert error.value.__notes__ == ["in the cell {'rank': 99, 'seed': 7}"]
+
+
 @pytest.mark.parametrize("given", ["0", "-1", "two", "1.5", ""])
 def test_a_wrong_number_of_workers_is_named(tmp_path, module, monkeypatch, given):
     monkeypatch.setenv("LIFTLAB_WORKERS", given)

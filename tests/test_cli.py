@@ -1,14 +1,17 @@
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from test_plots import lift_records
 from test_runner import root, write  # noqa: F401
 
-from liftlab import cli, plots, published, records, runner
+from liftlab import cli, plots, published, records, runner, side_by_side
 
 
 @pytest.fixture
@@ -128,7 +131,7 @@ def test_damaged_records_are_a_mistake_of_one_line(call, repository):
 
 
 def test_every_parameter_is_checked_before_the_first_notebook_runs(call, repository, monkeypatch):
-    monkeypatch.setattr(runner, "_execute", lambda *_: pytest.fail("a kernel would have started"))
+    monkeypatch.setattr(side_by_side, "run", lambda *_: pytest.fail("a process would have started"))
     (repository / "papermill_runs/micro/b.yaml").write_text("seeds: wrong\n")
     assert call("run")[0] == 2
 
@@ -153,19 +156,25 @@ def test_a_failing_cell_is_exit_code_1(call):
     )
 
 
-def test_a_failing_notebook_does_not_stop_the_next(call, repository, monkeypatch):
-    """Both are tried, the failure is told, and the exit code says that not all is well."""
-    tried = []
+def test_a_failing_notebook_does_not_stop_the_next(call, repository):
+    """Both are tried, in kernels of their own; the failure is told, and the exit code says that not all is well."""
+    write(repository, "b", "import os\nopen('seen', 'w').write(os.environ['LIFTLAB_WORKERS'])")
+    code, out, err = call("run", "--workers", "4")
+    assert code == 1 and out.startswith("b (micro): ") and out.count("\n") == 1
+    assert "liftlab: notebook a failed in cell [3]: ZeroDivisionError" in err
+    assert (repository / "seen").read_text() == "2"  # its part of four workers
+    assert runner.last_run(repository, "a", "micro").status == "failed"
+    assert runner.last_run(repository, "b", "micro").status == "done"
 
-    def run(root, name, profile, sets):  # noqa: F811
-        tried.append(name)
-        if name == "a":
-            raise runner.NotebookFailed("notebook a failed")
 
-    monkeypatch.setattr(runner, "run", run)
-    code, out, err = call("run")
-    assert (code, tried, err) == (1, ["a", "b"], "liftlab: notebook a failed\n")
-    assert out.startswith("b (micro): ")
+def test_several_notebooks_get_the_workers_asked_for_and_each_name_counts_once(call, monkeypatch):
+    """Without --workers those of liftlab.cells, which the tests set to one."""
+    seen = []
+    monkeypatch.setattr(side_by_side, "run", lambda root, profile, asked, sets, workers: seen.append(workers) or 1)  # noqa: F811
+    assert call("run", "a", "b", "--workers", "3") == (1, "", "")
+    assert call("run")[0] == 1 and seen == [3, 1]
+    monkeypatch.setattr(cli, "_run_one", lambda *words: seen.append(words[1]) or True)
+    assert call("run", "b", "b")[0] == 0 and seen == [3, 1, "b"]
 
 
 def test_as_a_module_it_is_the_same_program(repository):
@@ -180,6 +189,46 @@ def test_an_interrupted_run_is_one_line_and_exit_code_130(call, monkeypatch):
 
     monkeypatch.setattr(runner, "run", interrupted)
     assert call("run", "b") == (130, "", "liftlab: interrupted; finished cells are kept\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("names", [["b"], ["a", "b"]])
+def test_a_batch_systems_signal_stops_a_run_as_ctrl_c_does(call, monkeypatch, number, names):
+    def stopped(*_):
+        signal.raise_signal(number)
+        pytest.fail("the run went on")
+
+    monkeypatch.setattr(runner, "run", stopped)
+    monkeypatch.setattr(side_by_side, "run", stopped)
+    assert call("run", *names) == (130, "", "liftlab: interrupted; finished cells are kept\n")
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+WAIT = "import os, time\nopen(f'{seeds[0]}.kernel', 'w').write(str(os.getpid()))\ntime.sleep(100)"
+
+
+def test_interrupted_notebooks_leave_no_kernel_and_nothing_half_written(repository):
+    """Two run side by side, in processes of their own; the signal goes to `liftlab run` alone, which passes it on."""
+    for seed, name in enumerate(("a", "b")):
+        write(repository, name, WAIT)
+        (repository / f"papermill_runs/micro/{name}.yaml").write_text(f"seeds: [{seed}]\n")
+    words = [sys.executable, "-m", "liftlab.cli", "run", "--workers", "2"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    kernels = [repository / f"{seed}.kernel" for seed in (0, 1)]
+    wait_until(lambda: all(kernel.exists() and kernel.read_text() for kernel in kernels) or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate() == ("", "liftlab: interrupted; finished cells are kept\n")
+    assert process.returncode == 130
+    wait_until(lambda: not any(Path(f"/proc/{kernel.read_text()}").exists() for kernel in kernels))
+    left = sorted(path.name for path in (repository / "papermill_runs/micro").iterdir())
+    assert left == ["a.yaml", "b.yaml"]
+
+
+def wait_until(holds, seconds=120):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def keep_evaluation(root, **changes):  # noqa: F811

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from endpoint_server import EndpointServer, prompt_of
 
-from liftlab import answering, records, scoring
+from liftlab import answering, records, scoring, stacked
 from liftlab.lifting import lift
 from liftlab.prompts import STYLES, with_evidence
 from liftlab.studies import conditions, evaluation, sources
@@ -36,16 +36,28 @@ def run(tmp_path, **changes):
     return evaluation.run("study", **{**SMALL, **changes}, records=tmp_path)
 
 
-def counted(monkeypatch, name, change=lambda result, *given: result):
-    """Calls of `evaluation`'s `name`, which still runs; `change` may replace what it returns."""
-    calls, real = [], getattr(evaluation, name)
+def lifts(monkeypatch, watch=lambda job: None):
+    """The jobs that are lifted from now on, after `watch(job)` of each."""
+    jobs, real = [], stacked.lift
 
-    def called(*given, **named):
-        calls.append((given, named))
-        return change(real(*given, **named), *given)
+    def lift(base, asked, **settings):
+        for job in asked:
+            jobs.append(job)
+            watch(job)
+        return real(base, asked, **settings)
 
-    monkeypatch.setattr(evaluation, name, called)
-    return calls
+    monkeypatch.setattr(stacked, "lift", lift)
+    return jobs
+
+
+def says(monkeypatch, words):
+    """`words(questions)` is what every condition answers."""
+
+    def asking(base, lifted, document, questions, *_, **__):
+        return words(questions)
+        yield
+
+    monkeypatch.setattr(evaluation, "asking", asking)
 
 
 def test_the_records_are_those_of_lift_answer_and_score_by_hand(on_tiny, tmp_path):
@@ -77,7 +89,7 @@ def test_the_records_are_those_of_lift_answer_and_score_by_hand(on_tiny, tmp_pat
 
 def test_what_is_recorded_is_read_back_whatever_was_answered(on_tiny, tmp_path, monkeypatch):
     said = ["", 'a,"b"\r\nc', "NA", "-0.0"]
-    monkeypatch.setattr(evaluation, "answer", lambda *_, **__: said)
+    says(monkeypatch, lambda _: said)
     frame = run(tmp_path, documents=1, conditions={"icl": {}}, questions=2)
     assert list(frame.loc[frame["metric"] == "f1", "answer"]) == said
     pd.testing.assert_frame_equal(records.read(tmp_path / "study.csv")[0], frame, check_dtype=False)
@@ -86,11 +98,11 @@ def test_what_is_recorded_is_read_back_whatever_was_answered(on_tiny, tmp_path, 
 
 
 def test_one_lift_serves_all_conditions_that_share_it_and_each_seed_has_its_own(on_tiny, tmp_path, monkeypatch):
-    calls = counted(monkeypatch, "lift")
+    jobs = lifts(monkeypatch)
     own = {"recipe": "micro/lora", "recipe_changes": CHANGES, "auxiliary": {"count": 1}}
     frame = run(tmp_path, documents=1, seeds=2, conditions={**SMALL["conditions"], "fewer": own})
-    assert [given[2].seed for given, _ in calls] == [0, 1, 0, 1]
-    assert [len(given[3]) for given, _ in calls] == [3, 3, 1, 1]
+    assert [job.recipe.seed for job in jobs] == [0, 1, 0, 1]
+    assert [len(job.pairs) for job in jobs] == [3, 3, 1, 1]
     seeds = frame[frame["metric"] == "f1"].groupby("condition")["seed"].agg(set)
     assert seeds.to_dict() == {"icl": {0}, "lift": {0, 1}, "lift_icl": {0, 1}, "fewer": {0, 1}}
     told = frame[frame["metric"] == "auxiliary_pairs"].groupby("condition")["value"].agg(set)
@@ -98,23 +110,23 @@ def test_one_lift_serves_all_conditions_that_share_it_and_each_seed_has_its_own(
 
 
 def test_a_killed_run_goes_on_at_the_document_where_it_stopped(on_tiny, tmp_path, monkeypatch):
-    def stop(result, base, document, *_):
-        if document.name == "register-201" and fails:
+    def stop(job):
+        if job.document.name == "register-201" and fails:
             raise KeyboardInterrupt
-        return result
 
     fails = True
-    calls = counted(monkeypatch, "lift", stop)
+    monkeypatch.setenv("LIFTLAB_AT_ONCE", "1")
+    jobs = lifts(monkeypatch, stop)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "a")
     assert not (tmp_path / "a/study.csv").exists() and len(list((tmp_path / "a/study").glob("*.csv"))) == 1
     fails = False
-    calls.clear()
+    jobs.clear()
     frame = run(tmp_path / "a")
-    assert [given[1].name for given, _ in calls] == ["register-201"]
+    assert [job.document.name for job in jobs] == ["register-201"]
     assert list(dict.fromkeys(frame["document"])) == ["register-200", "register-201"]
     run(tmp_path / "a")
-    assert len(calls) == 1
+    assert len(jobs) == 1
     run(tmp_path / "b")  # and it is what an undisturbed run gives
     assert (tmp_path / "a/study.csv").read_bytes() == (tmp_path / "b/study.csv").read_bytes()
 
@@ -165,7 +177,7 @@ def test_a_document_that_does_not_fit_has_no_rows_and_no_condition_lacks_another
 
 
 def test_longbench_scores_each_task_in_its_own_way_and_no_other_task(on_tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "answer", lambda *given, **_: [f"{q.answer} 7" for q in given[2]])
+    says(monkeypatch, lambda questions: [f"{q.answer} 7" for q in questions])
     tasks = {**REGISTER, "tasks": ["narrativeqa", "qmsum", "passage_retrieval_en"], "windows": 1.0}
     frame = run(tmp_path, documents=1, benchmark=tasks, conditions={"icl": {}}, scores=["longbench"])
     rows = frame[frame["metric"] == "longbench_score"]
@@ -185,7 +197,7 @@ def test_longbench_scores_each_task_in_its_own_way_and_no_other_task(on_tiny, tm
 
 def test_the_judge_s_verdicts_are_the_score_and_those_that_failed_are_counted(on_tiny, tmp_path, monkeypatch):
     """By hand: the first answer of a condition is right, the second gets no usable reply, the others are wrong."""
-    monkeypatch.setattr(evaluation, "answer", lambda *given, **_: ["right", "unclear", "wrong", ""])
+    says(monkeypatch, lambda _: ["right", "unclear", "wrong", ""])
     said = {"right": "True", "unclear": "Perhaps.", "wrong": "False."}
     with EndpointServer(lambda body: next(v for k, v in said.items() if f"answer: {k}\n" in prompt_of(body))) as server:
         judge = {"model": "judge", "endpoint": server.url}

@@ -12,8 +12,9 @@ PACKAGE = Path(__file__).parents[1] / "liftlab"
 NAMED = [  # in the README's table
     "documents", "benchmarks", "worlds", "register_tasks", "prompts", "examples", "gguf_weights", "hub_weights",
     "hub_data", "weights", "models", "token_losses", "gated_layer", "gated_memory", "recipes", "adapters", "records",
-    "lifted", "batches", "encoding", "streaming", "lifting", "reference", "answering", "packing", "stacked_layers",
-    "stacked_memory", "stacked_training", "stacked", "machine", "text_overlap", "scoring", "auxiliary.replies",
+    "lifted", "batches", "encoding", "streaming", "lifting", "reference", "answering", "packing", "rotary",
+    "stacked_layers", "stacked_memory", "stacked_training", "stacked", "machine", "text_overlap", "scoring",
+    "auxiliary.replies",
     "auxiliary.endpoint", "auxiliary.sentences", "auxiliary.tasks", "auxiliary.local_model", "judge", "first_token",
     "probes.layout", "probes.gates", "probes.answers", "probes.oracle_gate", "probes.memorization", "probes.in_context",
     "probes.conflict", "probes.evidence_position", "branches", "pretraining", "statistics", "laws",
@@ -23,9 +24,10 @@ NAMED = [  # in the README's table
     "studies.pretrain_micro", "studies.sources", "studies.conditions", "studies.evaluation",
     "studies.document_sizes", "studies.dry_run", "studies.inputs", "studies.timings", "studies.efficiency_parts",
     "studies.efficiency", "studies.ways", "studies.bench",
-    "canvas", "evaluation_points", "evaluation_plots", "gate_plots", "probe_plots", "context_plots", "efficiency_points",
-    "efficiency_plots", "plots", "probe_tables", "evaluation_tables", "efficiency_tables", "tables", "bench_tables",
-    "findings", "claims", "parameters", "runner", "side_by_side", "cli_lift", "cli_bench", "cli",
+    "canvas", "evaluation_points", "evaluation_plots", "gate_plots", "probe_plots", "context_plots",
+    "efficiency_points", "efficiency_plots", "plots", "probe_tables", "evaluation_tables", "efficiency_tables",
+    "tables", "bench_tables", "findings", "claims", "parameters", "runner", "side_by_side",
+    "cli_lift", "cli_bench", "cli",
 ]  # fmt: skip
 PROBES = {f"probes.{path.stem}" for path in (PACKAGE / "probes").glob("[!_]*.py")}
 AFTER = NAMED.index("probes.evidence_position") + 1  # where a probe stands that the table does not name

@@ -6,12 +6,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from liftlab import claims, evaluation_plots, findings, tables
+from liftlab import bench_tables, claims, evaluation_plots, findings, tables
 from liftlab.probe_plots import ADAPTERS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-DATA = sorted(path for path in (ROOT / "figures").glob("*/*.csv"))
+NUMBERS = sorted((ROOT / "figures").glob("*/*.csv"))
+BENCHES = [path for path in NUMBERS if path.stem.startswith("bench")]  # `liftlab bench`: a table without a figure
+DATA = [path for path in NUMBERS if path not in BENCHES]
 
 
 @pytest.mark.parametrize("path", DATA, ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -20,6 +22,14 @@ def test_each_figure_s_table_stands_in_the_readme_as_its_data_gives_it(path):
     assert path.with_suffix(".md").read_text("utf-8") == table + "\n"
     linked = path.stem in evaluation_plots.DRAWINGS  # wide, with every published column: linked
     assert (f"]({path.with_suffix('.md').relative_to(ROOT).as_posix()})" if linked else table) in README
+
+
+@pytest.mark.parametrize("path", BENCHES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_each_bench_stands_in_the_readme_as_its_data_gives_it(path):
+    data = pd.read_csv(path)
+    text = f"{tables.markdown(bench_tables.table(data))}\n\n{bench_tables.notes(data)}"
+    assert path.with_suffix(".md").read_text("utf-8") == text
+    assert text in README
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,9 @@ def test_what_a_budget_allows_is_used(tiny):
 
 def test_the_weights_do_not_depend_on_the_budget(tiny):
     given = jobs(4)
-    for one, other in zip(*(stacked.lift(tiny, given, memory_gib=g, progress=False) for g in (0.012, 1.0)), strict=True):
+    for one, other in zip(
+        *(stacked.lift(tiny, given, memory_gib=g, progress=False) for g in (0.012, 1.0)), strict=True
+    ):
         for key, weight in one.state.items():
             assert float((weight - other.state[key]).norm() / weight.norm()) < 1e-4
 

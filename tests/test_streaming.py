@@ -7,8 +7,8 @@ import time
 from dataclasses import replace
 
 import pytest
-from tqdm import TMonitor
 import torch
+from tqdm import TMonitor
 
 from liftlab import lifting
 from liftlab.batches import in_order

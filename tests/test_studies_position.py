@@ -1,16 +1,20 @@
 """The studies on depths and on segment offsets, on a tiny random model: they record what they promise."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
+from liftlab import stacked
 from liftlab.answering import CONDITIONS, answer
 from liftlab.examples import known_pairs, pair_examples, segment_spans
 from liftlab.lifting import lift
-from liftlab.probes.evidence_position import truncated_place
+from liftlab.probes.evidence_position import probe, truncated_place
 from liftlab.prompts import PLAIN, put
 from liftlab.recipes import Recipe
 from liftlab.scoring import exact_match
+from liftlab.stacked import Job
 from liftlab.studies import evidence_position, registers, segment_offset
 from liftlab.studies.registers import ask_facts, register_of, shuffled
 
@@ -63,6 +67,19 @@ def test_where_truncation_puts_the_evidence_is_the_question_s_not_the_condition_
         assert list(told["would_be"]) == [truncated_place(tiny, other, q, answer_tokens=2) for q in asked]
 
 
+def test_the_rows_are_the_probe_s_in_every_context(tmp_path, tiny):
+    frame = evidence_position.run(**{**POSITION, "documents": 1, "windows": [0.5]}, records=tmp_path)
+    document = register_of(tiny, 200, 0.5, 0.1)
+    asked = [q for q in ask_facts(document, 6, 200) if q.wording == "held_out"]
+    plan = Recipe.preset("micro/lora", **POSITION["recipe_changes"])
+    lifted = lift(tiny, document, plan, known_pairs(document), progress=False)
+    for name, condition in CONDITIONS.items():
+        with lifted.on(tiny) if condition.lifted else nullcontext(tiny) as on:
+            wanted = probe(on, document, asked, context=condition.context, answer_tokens=2)
+        rows = frame.loc[frame["condition"] == name, wanted.columns].reset_index(drop=True)
+        pd.testing.assert_frame_equal(rows, wanted, check_dtype=False)
+
+
 def test_a_question_that_leaves_no_room_for_the_document_has_no_full_icl(tmp_path, tiny, monkeypatch):
     """One document that fits beside some questions only: those alone are asked with all of it in the prompt."""
     document = register_of(tiny, 200, 1.0, 0.1)
@@ -91,7 +108,10 @@ def test_controls_are_the_other_register_s_questions_and_the_answers_permuted(tm
 
 
 def by_hand(tiny, plan, count, wordings):
-    """Per condition, the questions and the scores of the adapter of register 200, closed book, in a plain loop."""
+    """Per condition, the questions and the scores of the adapter of register 200, closed book, in a plain loop.
+
+    The adapter is the study's to the last bit: over dozens of epochs rounding alone would change an answer.
+    """
     document, other = (register_of(tiny, seed, 0.5, 0.1) for seed in (200, 201))
     own, others = (
         [q for q in ask_facts(of, count, seed) if q.wording in wordings] for of, seed in ((document, 200), (other, 201))
@@ -99,7 +119,8 @@ def by_hand(tiny, plan, count, wordings):
     wanted = {"lift": (document, own), "other_document": (other, others),
               "shuffled_answers": (document, shuffled(document, own))}  # fmt: skip
     found = {}
-    with lift(tiny, document, plan, known_pairs(document), progress=False).on(tiny) as on:
+    (lifted,) = stacked.lift(tiny, [Job(document, plan, known_pairs(document))], progress=False)
+    with lifted.on(tiny) as on:
         for condition, (source, asked) in wanted.items():
             said = answer(on, source, asked, "none", answer_tokens=2)
             scores = [exact_match(text, q.answer) for text, q in zip(said, asked, strict=True)]

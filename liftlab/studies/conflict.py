@@ -27,6 +27,7 @@ from liftlab.studies.registers import (
     shuffled,
     watched,
 )
+from liftlab.studies.together import Cell
 
 PROBES = ("layout", "answers", "gates", "conflict")
 
@@ -58,13 +59,13 @@ def run(
     if not 0 < windows <= 1:
         raise ValueError(f"windows = {windows}: the edited fact must stand in the prompt, give a length in 0..1")
     known([score], tuple(SCORES), "score")
-    recipes_of(recipes, recipe_changes)
+    plans = recipes_of(recipes, recipe_changes)
     settings = {
         "base": base, "window_tokens": window_tokens, "seeds": seeds,
         "questions": questions, "every": every, "recipes": recipes, "recipe_changes": recipe_changes, "filler": filler,
         "answer_tokens": answer_tokens, "score": score,
     }  # fmt: skip
-    return over_registers(cell, settings, documents, [windows], records, probes=PROBES)
+    return over_registers(cell, settings, documents, [windows], records, recipes=list(plans.values()), probes=PROBES)
 
 
 def cell(
@@ -80,7 +81,7 @@ def cell(
     answer_tokens: int,
     score: str,
     document_seed: int,
-) -> pd.DataFrame:
+) -> Cell:
     """One document, lifted with each recipe and seed and probed along the way, with its controls."""
     model = base_model(base, window_tokens)
     plans = recipes_of(recipes, recipe_changes)
@@ -104,7 +105,7 @@ def cell(
     ]
     for adapter, plan in plans.items():
         for seed in range(seeds):
-            rows = watched(model, document, replace(plan, seed=seed), every, look)
+            rows = yield from watched(model, document, replace(plan, seed=seed), every, look)
             frames.append(rows.assign(adapter=adapter, seed=seed))
     return pd.concat(frames, ignore_index=True).assign(**about("conflict", base, model, document))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.resources import files
@@ -12,18 +12,18 @@ from pathlib import Path
 import pandas as pd
 
 from liftlab import cells
-from liftlab.answering import answer
 from liftlab.auxiliary.replies import ReplyCache
 from liftlab.documents import Document, Question
 from liftlab.judge import Verdict, verdicts
 from liftlab.lifted import Lifted
-from liftlab.lifting import lift
 from liftlab.models import BaseModel
 from liftlab.prompts import style, with_evidence
 from liftlab.scoring import SCORES, TASK_SCORES, best
+from liftlab.stacked import Job
 from liftlab.studies import sources
 from liftlab.studies.conditions import Plan, check_generator, generator_of, pairs_of, plans, sharing
 from liftlab.studies.registers import COMPUTE, about, at_least_one, base_model, data_files, known
+from liftlab.studies.together import Answers, Ask, Cell, asking, grouped
 from liftlab.text_overlap import bertscore
 
 LONGBENCH, JUDGE, BERTSCORE = "longbench", "judge", "bertscore"  # not one function: by task; by another model
@@ -74,19 +74,16 @@ def run(
         "style": style, "seeds": seeds, "answer_tokens": answer_tokens, "scores": list(scores), "judge": judge,
         "by_task": by_task or {},
     }  # fmt: skip
-    for part in split(settings):
-        checked(**part)
+    recipes = [plan.recipe_for(0) for part in split(settings) for plan in checked(**part).values() if plan.recipe]
     settings["benchmark"] = sources.pinned(benchmark)
     grid = [{**part, "study": study, "place": place} for part in split(settings)
             for place in range(sources.number(part["benchmark"], part["documents"]))]  # fmt: skip
     paper = Path(str(files("liftlab"))) / "paper"
     data = (*data_files(), *(paper / f"{name}.yaml" for name in ("auxiliary", "judge")), *sources.files(benchmark))
-    facts = lambda: {  # noqa: E731
-        "base_model": base_model(base, window_tokens, four_bit).provenance,
-        "data": sources.provenance(settings["benchmark"]),
-    }
-    asking = partial(cell, replies=str(Path(records) / "replies"))
-    return cells.run(study, asking, grid, Path(records), MODULES, facts, data)
+    load = partial(base_model, base, window_tokens, four_bit)
+    facts = lambda: {"base_model": load().provenance, "data": sources.provenance(settings["benchmark"])}  # noqa: E731
+    scoring = partial(cell, replies=str(Path(records) / "replies"))
+    return cells.run(study, scoring, grid, Path(records), MODULES, facts, data, **grouped(load, recipes))
 
 
 def split(settings: dict) -> list[dict]:
@@ -160,30 +157,33 @@ def _check_scores(scores: Sequence[str], judge: dict, benchmark: dict) -> None:
 
 @dataclass(frozen=True)
 class Answered:
-    """What a condition said to the questions, with the training seed (0 where nothing was trained)."""
+    """What a condition said to the questions, with the training seed (0 where nothing was trained).
+
+    `measures`: a row a measure of its lift.
+    """
 
     condition: str
     seed: int
     said: list[str | None]
+    measures: Sequence[dict] = ()
 
 
 def cell(
     study: str, base: str, window_tokens: int, four_bit: bool, benchmark: dict, documents: int, questions: int,
     conditions: dict, auxiliary: dict, style: str, seeds: int, answer_tokens: int, scores: Sequence[str], judge: dict,
     place: int, replies: str,
-) -> pd.DataFrame:  # fmt: skip
+) -> Cell:  # fmt: skip
     """One document under every condition."""
     model = base_model(base, window_tokens, four_bit)
     document = _documents(json.dumps(benchmark), documents, questions, base, window_tokens, four_bit)[place]
     asked = [question for question in document.questions if question.wording != "trained"]
     shared = about(study, base, model, document)
+    wanted = plans(conditions, style, auxiliary)
+    answered = yield from _answered(model, document, asked, wanted, seeds, answer_tokens, replies)
     rows: list[dict] = []
-    for found in _answered(model, document, asked, plans(conditions, style, auxiliary), seeds, answer_tokens, replies):
-        if isinstance(found, Answered):
-            scored = _scored(document, asked, found.said, scores, judge, replies, model)
-            rows += [{"condition": found.condition, "seed": found.seed, **row} for row in scored]
-        else:
-            rows.append(found)
+    for found in answered:
+        scored = _scored(document, asked, found.said, scores, judge, replies, model)
+        rows += [{"condition": found.condition, "seed": found.seed, **row} for row in (*scored, *found.measures)]
     level = {"condition": "chance", "seed": 0, "metric": "chance", "unit": SHARE}
     rows += [{**level, **_asked(document, question), "value": question.chance} for question in asked if question.chance]
     return pd.DataFrame({**shared, "kind": "", "question": "", "answer": "", "depth": float("nan"), **r} for r in rows)
@@ -197,26 +197,26 @@ def _documents(benchmark: str, count: int, questions: int, base: str, window_tok
 def _answered(
     model: BaseModel, document: Document, asked: Sequence[Question], wanted: dict[str, Plan], seeds: int, tokens: int,
     replies: str,
-) -> Iterator[Answered | dict]:  # fmt: skip
-    """What each condition says, one lift for all that share it; and a row a measure of each lift."""
+) -> Generator[Job | Ask, Lifted | Answers, list[Answered]]:  # fmt: skip
+    """What each condition says; one lift for all that share it."""
 
-    def ask(on: BaseModel, plan: Plan) -> list[str | None]:
+    def ask(lifted: Lifted | None, plan: Plan) -> Generator[Ask, Answers, Answers]:
         how = style(plan.style)
         put = [with_evidence(document, question, how) for question in asked] if plan.evidence else asked
-        return answer(on, document, put, plan.context, answer_tokens=tokens, style=how)
+        return asking(model, lifted, document, put, plan.context, answer_tokens=tokens, style=how)
 
+    answered: list[Answered] = []
     for name, plan in wanted.items():
         if not plan.recipe:
-            yield Answered(name, 0, ask(model, plan))
+            answered.append(Answered(name, 0, (yield from ask(None, plan))))
     for first, group in sharing(wanted):
         for seed in range(seeds):
             pairs, counts = pairs_of(first, model, document, seed, Path(replies))
-            lifted = lift(model, document, first.recipe_for(seed), pairs, progress=False)
-            with lifted.on(model) as on:
-                answered = [Answered(name, seed, ask(on, plan)) for name, plan in group.items()]
-            for found in answered:  # scored with the base model as it was: it may be the judge
-                yield found
-                yield from ({"condition": found.condition, "seed": seed, **row} for row in _measures(lifted, counts))
+            lifted = yield Job(document, first.recipe_for(seed), pairs)
+            for name, plan in group.items():
+                said = yield from ask(lifted, plan)
+                answered.append(Answered(name, seed, said, _measures(lifted, counts)))
+    return answered
 
 
 def _measures(lifted: Lifted, counts: dict[str, int]) -> list[dict]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 
 import pandas as pd
@@ -12,13 +12,14 @@ import pandas as pd
 from liftlab.answering import CONDITIONS
 from liftlab.documents import Document, Question
 from liftlab.examples import known_pairs
-from liftlab.lifting import lift
+from liftlab.lifted import Lifted
 from liftlab.models import BaseModel
 from liftlab.probes.answers import chances
-from liftlab.probes.evidence_position import probe, truncated_place
+from liftlab.probes.evidence_position import truncated_place
 from liftlab.prompts import style
 from liftlab.recipes import Recipe
 from liftlab.scoring import SCORES
+from liftlab.stacked import Job
 from liftlab.studies.registers import (
     about,
     ask_facts,
@@ -30,9 +31,9 @@ from liftlab.studies.registers import (
     register_of,
     shuffled,
 )
+from liftlab.studies.together import Answers, Ask, Cell, scored
 
 PROBES = ("layout", "answers", "gates", "evidence_position")
-_Asked = tuple[Document, Sequence[Question]]
 
 
 def run(
@@ -66,13 +67,13 @@ def run(
             raise ValueError(f"windows = {list(windows)}: a document length of {length} windows, give lengths above 0")
     known([score], tuple(SCORES), "score")
     known(conditions, tuple(CONDITIONS), "condition")
-    Recipe.preset(recipe, **recipe_changes)
+    plan = Recipe.preset(recipe, **recipe_changes)
     settings = {
         "base": base, "window_tokens": window_tokens, "seeds": seeds, "questions": questions, "recipe": recipe,
         "recipe_changes": recipe_changes, "conditions": list(conditions), "filler": filler,
         "answer_tokens": answer_tokens, "score": score,
     }  # fmt: skip
-    return over_registers(cell, settings, documents, windows, records, probes=PROBES)
+    return over_registers(cell, settings, documents, windows, records, recipes=[plan], probes=PROBES)
 
 
 def cell(
@@ -88,41 +89,71 @@ def cell(
     score: str,
     windows: float,
     document_seed: int,
-) -> pd.DataFrame:
+) -> Cell:
     """One document, lifted with each seed and asked under every condition."""
     model = base_model(base, window_tokens)
     plan = Recipe.preset(recipe, **recipe_changes)
-    settings = {"answer_tokens": answer_tokens, "style": style(plan.style)}
-    ask = partial(probe, **settings, score=score)
+    prompt = {"answer_tokens": answer_tokens, "style": style(plan.style), "score": score}
     own, other = (
-        _asked(register_of(model, seed, windows, filler), questions, seed)
+        _Asked.of(model, register_of(model, seed, windows, filler), questions, seed, prompt)
         for seed in (document_seed, other_document_of(document_seed))
     )
-    document, asked = own
-    places = [truncated_place(model, document, question, **settings) for question in asked]
-    fitting = [question for question, place in zip(asked, places, strict=True) if place == "whole"]
-    guessed = chances(document, asked).assign(place="absent", would_be=places, seed=0, condition="chance")
-    frames = [guessed]
-
-    def add(on: BaseModel, condition: str, seed: int, of: _Asked, context: str = "none") -> None:
-        if of[1]:
-            rows = ask(on, *of, context=context)
-            frames.append(rows.assign(seed=seed, condition=condition))
-
-    contexts = {name: CONDITIONS[name].context for name in conditions}
-    lifted = [name for name in conditions if CONDITIONS[name].lifted]
-    for name in (name for name in conditions if name not in lifted):
-        add(model, name, 0, (document, fitting) if contexts[name] == "full" else own, contexts[name])
+    asked = {name: (own, CONDITIONS[name].context) for name in conditions}
+    unlifted = {name: of for name, of in asked.items() if not CONDITIONS[name].lifted}
+    lifted = {name: of for name, of in asked.items() if CONDITIONS[name].lifted}
+    lifted |= {"shuffled_answers": (own.shuffled(), "none"), "other_document": (other, "none")}
+    frames = [own.chances().assign(seed=0, condition="chance")]
+    frames += yield from _rows(None, 0, unlifted)
     for seed in range(seeds):
-        with lift(model, document, replace(plan, seed=seed), known_pairs(document), progress=False).on(model) as on:
-            for name in lifted:
-                add(on, name, seed, own, contexts[name])
-            add(on, "shuffled_answers", seed, (document, shuffled(document, asked)))
-            add(on, "other_document", seed, other)
-    shared = about("evidence_position", base, model, document)
+        adapter = yield Job(own.document, replace(plan, seed=seed), known_pairs(own.document))
+        frames += yield from _rows(adapter, seed, lifted)
+    shared = about("evidence_position", base, model, own.document)
     return pd.concat(frames, ignore_index=True).assign(windows=windows, **shared)
 
 
-def _asked(document: Document, count: int, seed: int) -> _Asked:
-    """Up to `count` of its facts, in a held-out wording each."""
-    return document, [question for question in ask_facts(document, count, seed) if question.wording == "held_out"]
+def _rows(
+    lifted: Lifted | None, seed: int, asked: dict[str, tuple[_Asked, str]]
+) -> Generator[Ask, Answers, list[pd.DataFrame]]:
+    """The rows of each condition, by what is asked and its context; none where there is nothing to ask."""
+    frames = []
+    for condition, (of, context) in asked.items():
+        fitting = of.fitting(context)
+        if fitting.questions:
+            rows = yield from fitting.scored(lifted, context)
+            frames.append(rows.assign(seed=seed, condition=condition))
+    return frames
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A document and what is asked of it, with where truncation puts the evidence of each question."""
+
+    base: BaseModel
+    document: Document
+    questions: Sequence[Question]
+    places: Sequence[str]
+    prompt: dict  # how it is asked and scored
+
+    @classmethod
+    def of(cls, base: BaseModel, document: Document, count: int, seed: int, prompt: dict) -> _Asked:
+        """Up to `count` of its facts, in a held-out wording each."""
+        asked = [question for question in ask_facts(document, count, seed) if question.wording == "held_out"]
+        put = {name: prompt[name] for name in ("answer_tokens", "style")}
+        return cls(base, document, asked, [truncated_place(base, document, q, **put) for q in asked], prompt)
+
+    def shuffled(self) -> _Asked:
+        return replace(self, questions=shuffled(self.document, self.questions))
+
+    def chances(self) -> pd.DataFrame:
+        return chances(self.document, self.questions).assign(place="absent", would_be=self.places)
+
+    def fitting(self, context: str) -> _Asked:
+        """With the whole document in the prompt, the questions alone that it fits with."""
+        fits = [context != "full" or place == "whole" for place in self.places]
+        return replace(self, questions=list(compress(self.questions, fits)), places=list(compress(self.places, fits)))
+
+    def scored(self, lifted: Lifted | None, context: str) -> Generator[Ask, Answers, pd.DataFrame]:
+        """The rows of `probes.evidence_position.probe`."""
+        rows = yield from scored(self.base, lifted, self.document, self.questions, context, **self.prompt)
+        place = {"none": "absent", "full": "whole", "truncated": self.places}[context]
+        return rows.assign(place=place, would_be=self.places)

@@ -10,8 +10,6 @@ import pandas as pd
 
 from liftlab.answering import CONDITIONS, answer
 from liftlab.documents import Document, Question
-from liftlab.examples import known_pairs
-from liftlab.lifting import lift
 from liftlab.models import BaseModel
 from liftlab.probes import gates
 from liftlab.prompts import style
@@ -25,7 +23,9 @@ from liftlab.studies.registers import (
     gated_recipe,
     over_registers,
     register_of,
+    watched,
 )
+from liftlab.studies.together import Cell
 
 PROBES = ("layout", "gates")
 PROBED = ("lift", "lift_truncated_icl")  # the conditions whose prompts are read
@@ -53,13 +53,13 @@ def run(
     document of `windows` windows, lifted with each seed; `questions` facts of it are asked in a held-out wording.
     """
     at_least_one(documents=documents, seeds=seeds, questions=questions, every=every, answer_tokens=answer_tokens)
-    gated_recipe(recipe, recipe_changes)
+    plan = gated_recipe(recipe, recipe_changes)
     settings = {
         "base": base, "window_tokens": window_tokens, "seeds": seeds,
         "questions": questions, "every": every, "recipe": recipe, "recipe_changes": recipe_changes, "filler": filler,
         "answer_tokens": answer_tokens,
     }  # fmt: skip
-    return over_registers(cell, settings, documents, [windows], records, probes=PROBES)
+    return over_registers(cell, settings, documents, [windows], records, recipes=[plan], probes=PROBES)
 
 
 def cell(
@@ -74,7 +74,7 @@ def cell(
     filler: float,
     answer_tokens: int,
     document_seed: int,
-) -> pd.DataFrame:
+) -> Cell:
     """One document, lifted with each seed and probed along the way."""
     model = base_model(base, window_tokens)
     document = register_of(model, document_seed, windows, filler)
@@ -82,30 +82,15 @@ def cell(
     frames = []
     for seed in range(seeds):
         plan = gated_recipe(recipe, {**recipe_changes, "seed": seed})
-        frames.append(_probed(model, document, asked, plan, every, answer_tokens).assign(seed=seed))
+
+        def look(on: BaseModel, last: bool, plan: Recipe = plan) -> pd.DataFrame:
+            gates = _gates(on, document, asked, plan, answer_tokens)
+            right = _accuracy(on, document, asked, plan, answer_tokens)
+            return pd.concat([gates if last else gates[gates["layer"].isna()], right])
+
+        rows = yield from watched(model, document, plan, every, look)
+        frames.append(rows.assign(seed=seed))
     return pd.concat(frames, ignore_index=True).assign(**about("gate_values", base, model, document))
-
-
-def _probed(
-    model: BaseModel, document: Document, asked: Sequence[Question], plan: Recipe, every: int, answer_tokens: int
-) -> pd.DataFrame:
-    """The rows of one lift: every `every`-th step and the last."""
-    seen: dict[int, pd.DataFrame] = {}
-
-    def look(step: int, on: BaseModel) -> None:
-        seen[step] = pd.concat([_gates(on, document, asked, plan, answer_tokens),
-                                _accuracy(on, document, asked, plan, answer_tokens)])  # fmt: skip
-
-    def watch(step: int, on: BaseModel) -> None:
-        if step % every == 0:
-            look(step, on)
-
-    lifted = lift(model, document, plan, known_pairs(document), watch=watch, progress=False)
-    last = len(lifted.history)
-    with lifted.on(model) as on:
-        look(last, on)
-    frames = [frame if step == last else frame[frame["layer"].isna()] for step, frame in seen.items()]
-    return pd.concat([frame.assign(step=step) for step, frame in zip(seen, frames, strict=True)], ignore_index=True)
 
 
 def _gates(

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 
-from liftlab.answering import CONDITIONS, answer
-from liftlab.documents import Document, Question
+from liftlab.answering import CONDITIONS
+from liftlab.documents import Question
 from liftlab.examples import known_pairs
-from liftlab.lifting import lift
-from liftlab.models import BaseModel
 from liftlab.prompts import style
 from liftlab.recipes import Recipe
 from liftlab.scoring import SHORT_ANSWER_SCORES
+from liftlab.stacked import Job
 from liftlab.studies.registers import (
     about,
     ask_facts,
@@ -25,6 +26,7 @@ from liftlab.studies.registers import (
     over_registers,
     register_of,
 )
+from liftlab.studies.together import Cell, asking
 
 SEGMENTS_ONLY = "lift_segments_only"  # LIFT closed book, trained on the raw text alone, without auxiliary pairs
 
@@ -51,13 +53,13 @@ def run(
     """
     at_least_one(documents=documents, seeds=seeds, questions=questions, answer_tokens=answer_tokens)
     known(conditions, (*CONDITIONS, SEGMENTS_ONLY), "condition")
-    Recipe.preset(recipe, **recipe_changes)
+    plan = Recipe.preset(recipe, **recipe_changes)
     settings = {
         "base": base, "window_tokens": window_tokens, "seeds": seeds, "questions": questions, "recipe": recipe,
         "recipe_changes": recipe_changes, "conditions": list(conditions), "filler": filler,
         "answer_tokens": answer_tokens,
     }  # fmt: skip
-    return over_registers(cell, settings, documents, windows, records)
+    return over_registers(cell, settings, documents, windows, records, recipes=[plan])
 
 
 def cell(
@@ -72,16 +74,24 @@ def cell(
     answer_tokens: int,
     windows: float,
     document_seed: int,
-) -> pd.DataFrame:
+) -> Cell:
     """One document, lifted with each seed and asked under every condition."""
     model = base_model(base, window_tokens)
     document = register_of(model, document_seed, windows, filler)
     asked = ask_facts(document, questions, document_seed)
     plan = Recipe.preset(recipe, **recipe_changes)
+    ask = partial(asking, model, answer_tokens=answer_tokens, style=style(plan.style))
+    without_pairs = {SEGMENTS_ONLY: "none"} if SEGMENTS_ONLY in conditions else {}
+    lifts = ((_contexts(conditions, lifted=True), known_pairs(document)), (without_pairs, []))
     rows = [(0, "chance", question, "chance", question.chance) for question in asked]
-    for seed, condition, on, context in _situations(model, document, plan, conditions, seeds):
-        said = answer(on, document, asked, context, answer_tokens=answer_tokens, style=style(plan.style))
-        rows += [(seed, condition, *row) for row in _scored(asked, said)]
+    for condition, context in _contexts(conditions, lifted=False).items():
+        said = yield from ask(None, document, asked, context)
+        rows += [(0, condition, *row) for row in _scored(asked, said)]
+    for seed, (contexts, pairs) in product(range(seeds), [of for of in lifts if of[0]]):
+        lifted = yield Job(document, replace(plan, seed=seed), pairs)
+        for condition, context in contexts.items():
+            said = yield from ask(lifted, document, asked, context)
+            rows += [(seed, condition, *row) for row in _scored(asked, said)]
     return pd.DataFrame(
         {
             **about("lift_vs_icl", base, model, document), "windows": windows, "seed": seed,
@@ -93,19 +103,10 @@ def cell(
     )  # fmt: skip
 
 
-def _situations(
-    model: BaseModel, document: Document, plan: Recipe, conditions: Sequence[str], seeds: int
-) -> Iterator[tuple[int, str, BaseModel, str]]:
-    """(seed, condition, model to ask, context) of each condition in turn; one lift serves all that share it."""
+def _contexts(conditions: Sequence[str], lifted: bool) -> dict[str, str]:
+    """The context of each condition with a lift, or without one."""
     wanted = {name: CONDITIONS[name] for name in conditions if name in CONDITIONS}
-    yield from ((0, name, model, condition.context) for name, condition in wanted.items() if not condition.lifted)
-    with_pairs = {name: condition.context for name, condition in wanted.items() if condition.lifted}
-    without_pairs = {SEGMENTS_ONLY: "none"} if SEGMENTS_ONLY in conditions else {}
-    for seed in range(seeds):
-        for contexts, pairs in ((with_pairs, known_pairs(document)), (without_pairs, [])):
-            if contexts:
-                with lift(model, document, replace(plan, seed=seed), pairs, progress=False).on(model) as on:
-                    yield from ((seed, name, on, context) for name, context in contexts.items())
+    return {name: condition.context for name, condition in wanted.items() if condition.lifted == lifted}
 
 
 def _scored(asked: Sequence[Question], said: Sequence[str | None]) -> list[tuple[Question, str, float]]:

@@ -28,6 +28,7 @@ from liftlab.studies.registers import (
     shuffled,
     watched,
 )
+from liftlab.studies.together import Cell
 
 PROBES = ("layout", "answers", "gates", "in_context", "memorization")
 UNSEEN_WINDOWS, UNSEEN_AFTER = 0.9, 500  # the unseen register: windows (it must fit the prompt), seeds further on
@@ -63,13 +64,13 @@ def run(
     if windows <= 0:
         raise ValueError(f"windows = {windows}: must be above 0")
     known([score], tuple(SCORES), "score")
-    recipes_of(recipes, recipe_changes)
+    plans = recipes_of(recipes, recipe_changes)
     settings = {
         "base": base, "window_tokens": window_tokens, "seeds": seeds,
         "questions": questions, "every": every, "recipes": recipes, "recipe_changes": recipe_changes, "cues": cues,
         "filler": filler, "answer_tokens": answer_tokens, "score": score,
     }  # fmt: skip
-    return over_registers(cell, settings, documents, [windows], records, probes=PROBES)
+    return over_registers(cell, settings, documents, [windows], records, recipes=list(plans.values()), probes=PROBES)
 
 
 def cell(
@@ -86,7 +87,7 @@ def cell(
     answer_tokens: int,
     score: str,
     document_seed: int,
-) -> pd.DataFrame:
+) -> Cell:
     """One document, lifted with each recipe and seed and probed along the way, with its controls."""
     model = base_model(base, window_tokens)
     plans = recipes_of(recipes, recipe_changes)
@@ -107,7 +108,7 @@ def cell(
     frames = [case.probed(model).assign(condition="base", **nothing), case.chance().assign(**nothing)]
     for adapter, plan in plans.items():
         for seed in range(seeds):
-            rows = watched(model, document, replace(plan, seed=seed), every, case.look)
+            rows = yield from watched(model, document, replace(plan, seed=seed), every, case.look)
             frames.append(rows.assign(adapter=adapter, seed=seed))
     frame = pd.concat(frames, ignore_index=True)
     return frame.assign(**about("memorization_vs_icl", base, model, document))

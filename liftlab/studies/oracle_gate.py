@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from liftlab.examples import known_pairs
-from liftlab.lifting import lift
 from liftlab.probes.oracle_gate import probe
 from liftlab.prompts import style
+from liftlab.stacked import Job
 from liftlab.studies.registers import (
     about,
     ask_facts,
@@ -19,6 +19,7 @@ from liftlab.studies.registers import (
     over_registers,
     register_of,
 )
+from liftlab.studies.together import Cell
 
 PROBES = ("layout", "gates", "oracle_gate")
 
@@ -45,13 +46,13 @@ def run(
     at_least_one(documents=documents, seeds=seeds, questions=questions, answer_tokens=answer_tokens)
     if not 0 < windows <= 1:
         raise ValueError(f"windows = {windows}: the exact gate needs the whole document in the window, give 0..1")
-    gated_recipe(recipe, recipe_changes)
+    plan = gated_recipe(recipe, recipe_changes)
     settings = {
         "base": base, "window_tokens": window_tokens, "seeds": seeds,
         "questions": questions, "recipe": recipe, "recipe_changes": recipe_changes, "filler": filler,
         "answer_tokens": answer_tokens,
     }  # fmt: skip
-    return over_registers(cell, settings, documents, [windows], records, probes=PROBES)
+    return over_registers(cell, settings, documents, [windows], records, recipes=[plan], probes=PROBES)
 
 
 def cell(
@@ -65,7 +66,7 @@ def cell(
     filler: float,
     answer_tokens: int,
     document_seed: int,
-) -> pd.DataFrame:
+) -> Cell:
     """One document, lifted and compared with each seed."""
     model = base_model(base, window_tokens)
     document = register_of(model, document_seed, windows, filler)
@@ -73,7 +74,8 @@ def cell(
     frames = []
     for seed in range(seeds):
         plan = gated_recipe(recipe, {**recipe_changes, "seed": seed})
-        with lift(model, document, plan, known_pairs(document), progress=False).on(model) as on:
+        lifted = yield Job(document, plan, known_pairs(document))
+        with lifted.on(model) as on:
             rows = probe(on, document, asked, answer_tokens=answer_tokens, style=style(plan.style))
         frames.append(rows.assign(seed=seed))
     return pd.concat(frames, ignore_index=True).assign(condition="lift", **about("oracle_gate", base, model, document))

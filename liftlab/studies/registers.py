@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,9 +14,11 @@ import pandas as pd
 from liftlab import cells
 from liftlab.documents import Document, Question
 from liftlab.examples import document_ids, known_pairs
-from liftlab.lifting import lift
+from liftlab.lifted import Lifted
 from liftlab.models import BaseModel, load
 from liftlab.recipes import Recipe
+from liftlab.stacked import Job
+from liftlab.studies.together import Cell, grouped
 from liftlab.worlds import register
 
 Look = Callable[[BaseModel, bool], pd.DataFrame]  # (the model, whether the lift is finished) to rows
@@ -24,8 +26,10 @@ COMPUTE = tuple(  # a change in any of these modules makes a record stale
     f"liftlab.{name}"
     for name in (
         "documents", "worlds", "prompts", "examples", "gguf_weights", "hub_weights", "weights", "models",
-        "gated_layer", "gated_memory", "recipes", "adapters", "lifted", "batches", "lifting", "answering",
-        "text_overlap", "scoring", "studies.registers",
+        "gated_layer", "gated_memory", "recipes", "adapters", "lifted", "batches", "token_losses", "encoding",
+        "lifting", "answering", "packing", "rotary", "stacked_layers", "stacked_memory", "stacked_training", "stacked",
+        "text_overlap", "scoring", "probes.layout", "probes.gates", "probes.answers", "studies.together",
+        "studies.registers",
     )
 )  # fmt: skip
 FIRST_DOCUMENT = 200  # studies lift registers from this seed on; smaller ones are for choosing settings
@@ -41,25 +45,29 @@ def data_files() -> tuple[Path, ...]:
 
 
 def over_registers(
-    cell: Callable[..., pd.DataFrame],
+    cell: Callable[..., pd.DataFrame | Cell],
     settings: dict,
     documents: int,
     windows: Sequence[float],
     records: str | Path,
     *,
+    recipes: Sequence[Recipe] = (),
     probes: Sequence[str] = (),
     alone: bool = False,
 ) -> pd.DataFrame:
     """The records of a study's `cell`: one cell a register, `documents` registers of each length of `windows`.
 
-    `settings` are the same for all cells; `probes` are those that the study uses; `alone`: see `cells.run`.
+    `settings` are the same for all cells; `recipes` and `probes` are those that the study uses. Cells ask to be
+    computed together (see studies.together), but those that time things: `alone`, see `cells.run`.
     """
     seeds = range(FIRST_DOCUMENT, FIRST_DOCUMENT + documents)
     grid = [{**settings, "windows": float(length), "document_seed": seed} for length in windows for seed in seeds]
-    facts = lambda: {"base_model": base_model(settings["base"], settings["window_tokens"]).provenance}  # noqa: E731
+    load = partial(base_model, settings["base"], settings["window_tokens"])
+    facts = lambda: {"base_model": load().provenance}  # noqa: E731
     modules = (*COMPUTE, *(f"liftlab.probes.{name}" for name in probes), cell.__module__)
     study = cell.__module__.rpartition(".")[2]
-    return cells.run(study, cell, grid, Path(records), modules, facts, data_files(), alone=alone)
+    how = {"alone": True} if alone else grouped(load, recipes)
+    return cells.run(study, cell, grid, Path(records), modules, facts, data_files(), **how)
 
 
 @cache
@@ -165,15 +173,16 @@ def recipes_of(names: dict[str, str], changes: dict) -> dict[str, Recipe]:
     return recipes
 
 
-def watched(base: BaseModel, document: Document, recipe: Recipe, every: int, look: Look) -> pd.DataFrame:
+def watched(
+    base: BaseModel, document: Document, recipe: Recipe, every: int, look: Look
+) -> Generator[Job, Lifted, pd.DataFrame]:
     """The rows of `look(model, last)` at step 0, every `every`-th step and the last of one lift; column step."""
     seen: dict[int, pd.DataFrame] = {}
 
     def watch(step: int, on: BaseModel) -> None:
-        if step % every == 0:
-            seen[step] = look(on, False)
+        seen[step] = look(on, False)
 
-    lifted = lift(base, document, recipe, known_pairs(document), watch=watch, progress=False)
+    lifted = yield Job(document, recipe, known_pairs(document), watch, every)
     with lifted.on(base) as on:
         seen[len(lifted.history)] = look(on, True)
     return pd.concat([frame.assign(step=step) for step, frame in seen.items()], ignore_index=True)

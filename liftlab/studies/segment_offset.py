@@ -12,14 +12,14 @@ import pandas as pd
 
 from liftlab.documents import Document
 from liftlab.examples import known_pairs
-from liftlab.lifted import Lifted
-from liftlab.lifting import lift, make_examples
+from liftlab.lifting import make_examples
 from liftlab.models import BaseModel
-from liftlab.probes.answers import chances, scored
+from liftlab.probes.answers import chances
 from liftlab.probes.memorization import probe
 from liftlab.prompts import style
 from liftlab.recipes import Recipe
 from liftlab.scoring import SCORES
+from liftlab.stacked import Job
 from liftlab.studies.registers import (
     about,
     ask_facts,
@@ -32,6 +32,7 @@ from liftlab.studies.registers import (
     register_of,
     shuffled,
 )
+from liftlab.studies.together import Cell, scored
 
 PROBES = ("answers", "gates", "memorization")
 PUBLISHED = 0.375  # offset / segment length of 2502.14644v1-v3; the base model is cued at its segments
@@ -75,14 +76,15 @@ def run(
     if not windows > 0:
         raise ValueError(f"windows = {windows}: a document's length in windows, give a number above 0")
     known([score], tuple(SCORES), "score")
-    _check_ratios(_plan(recipe, recipe_changes), ratios)
+    plan = _plan(recipe, recipe_changes)
+    _check_ratios(plan, ratios)
     settings = {
         "base": base, "window_tokens": window_tokens, "seeds": seeds,
         "questions": questions, "ratios": [float(ratio) for ratio in ratios], "segment_epochs": segment_epochs,
         "recipe": recipe, "recipe_changes": recipe_changes, "cues": cues, "filler": filler,
         "answer_tokens": answer_tokens, "score": score,
     }  # fmt: skip
-    return over_registers(cell, settings, documents, [windows], records, probes=PROBES)
+    return over_registers(cell, settings, documents, [windows], records, recipes=[plan], probes=PROBES)
 
 
 def cell(
@@ -100,7 +102,7 @@ def cell(
     answer_tokens: int,
     score: str,
     document_seed: int,
-) -> pd.DataFrame:
+) -> Cell:
     """One document, lifted at every ratio with each seed."""
     model = base_model(base, window_tokens)
     document, other = (
@@ -124,15 +126,16 @@ def cell(
     frames = [chances(document, asked).assign(condition="chance", **nothing)]
     frames.append(look(model, _at(plan, PUBLISHED).offset_tokens, condition="base", **nothing))
     for seed, ratio in product(range(seeds), ratios):
-        lifted = _lifted(model, document, replace(plan, seed=seed), ratio, min(ratios), segment_epochs)
+        lifted = yield _job(model, document, replace(plan, seed=seed), ratio, min(ratios), segment_epochs)
         tokens = float(lifted.history[-1].tokens)
         told = {"seed": seed, "ratio": ratio, "trained_tokens": tokens, "adapter": plan.adapter}
         trained = pd.DataFrame([{"metric": "trained_tokens", "unit": "tokens", "value": tokens}])
         frames.append(trained.assign(condition="lift", **told))
         with lifted.on(model) as on:
             frames.append(look(on, lifted.recipe.offset_tokens, condition="lift", **told))
-            for condition, of in controls.items():
-                frames.append(scored(on, *of, "none", **prompt).assign(condition=condition, **told))
+        for condition, of in controls.items():
+            rows = yield from scored(model, lifted, *of, "none", **prompt)
+            frames.append(rows.assign(condition=condition, **told))
     return pd.concat(frames, ignore_index=True).assign(**about("segment_offset", base, model, document))
 
 
@@ -161,13 +164,11 @@ def _check_ratios(plan: Recipe, ratios: Sequence[float]) -> None:
         )
 
 
-def _lifted(
-    model: BaseModel, document: Document, plan: Recipe, ratio: float, smallest: float, segment_epochs: int
-) -> Lifted:
-    """The document lifted at `ratio`, for as many tokens as whole epochs allow of those at the `smallest` ratio."""
+def _job(model: BaseModel, document: Document, plan: Recipe, ratio: float, smallest: float, segment_epochs: int) -> Job:
+    """The lift at `ratio`, for as many tokens as whole epochs allow of those at the `smallest` ratio."""
     tokens = [
         sum(len(segment.ids) for segment in make_examples(model, document, _at(plan, each), [])[0])
         for each in (smallest, ratio)
     ]
     epochs = max(1, round(segment_epochs * tokens[0] / tokens[1]))
-    return lift(model, document, _at(plan, ratio, epochs), known_pairs(document), progress=False)
+    return Job(document, _at(plan, ratio, epochs), known_pairs(document))
