@@ -26,6 +26,7 @@ from liftlab.cells import WORKERS
 
 CORES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LOKY_MAX_CPU_COUNT")  # a kernel's threads; the cores that joblib sees
 GRACE = 30.0  # seconds that a stopped notebook has to shut its kernel down
+INTERRUPTED_KERNEL = "[IPKernelApp] ERROR | KeyboardInterrupt caught in kernel.\n"  # how some end in good order
 FAILED, MISTAKEN = 1, 2  # exit codes of `liftlab run`
 
 Asked = dict[str, dict[str, Any]]  # a notebook's name to its checked parameters
@@ -116,6 +117,7 @@ class _Processes:
             self._running.remove(process)
             if self._stopped:
                 return None
+        err = err.replace(INTERRUPTED_KERNEL, "")
         if process.returncode < 0:
             err += f"liftlab: notebook {name} was killed by {signal.Signals(-process.returncode).name}\n"
         return Outcome(process.returncode, out, err)
