@@ -40,10 +40,15 @@ class HeadNetworks(nn.Module):
         """(gate 0..1, memory) of `query`: (batch, tokens, heads, 1) and (batch, tokens, heads, head_dim)."""
         query = query.to(self.memory_in.dtype)
         memory = _two_layers(query, self.memory_in, self.memory_out)
-        gate = torch.sigmoid(3 * (_two_layers(query, self.gate_in, self.gate_out) - 1))
-        if self.neutral:  # clamp, not relu: its gradient at exactly 0 is 1, so a fresh gate can open
-            gate = ((gate - torch.sigmoid(gate.new_tensor(-3.0))) / (1 - FLOOR)).clamp(min=0)
-        return gate, memory
+        return gate_of(_two_layers(query, self.gate_in, self.gate_out), self.neutral), memory
+
+
+def gate_of(said: torch.Tensor, neutral: bool) -> torch.Tensor:
+    """The gate, 0..1, of what a gate network says."""
+    gate = torch.sigmoid(3 * (said - 1))
+    if neutral:  # clamp, not relu: its gradient at exactly 0 is 1, so a fresh gate can open
+        gate = ((gate - torch.sigmoid(gate.new_tensor(-3.0))) / (1 - FLOOR)).clamp(min=0)
+    return gate
 
 
 def _two_layers(query: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

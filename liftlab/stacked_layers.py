@@ -19,7 +19,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from liftlab import adapters
-from liftlab.gated_layer import FLOOR, GatedMemoryLayer
+from liftlab.gated_layer import GatedMemoryLayer, gate_of
 
 State = adapters.State
 
@@ -145,10 +145,7 @@ class StackedNetworks(nn.Module):
             .unflatten(0, (documents, heads)).transpose(1, 2).reshape(rows, tokens, heads, -1)
             for first, second in ((self.memory_in, self.memory_out), (self.gate_in, self.gate_out))
         )  # fmt: skip
-        gate = torch.sigmoid(3 * (gate - 1))
-        if self.neutral:
-            gate = ((gate - torch.sigmoid(gate.new_tensor(-3.0))) / (1 - FLOOR)).clamp(min=0)
-        return gate, memory
+        return gate_of(gate, self.neutral), memory
 
 
 def fits(config: peft.PeftConfig | None) -> bool:

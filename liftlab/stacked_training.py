@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import peft
@@ -58,7 +58,7 @@ def train(
     A forward pass reads at most `row_tokens` padded tokens of a document. FloatingPointError names the document whose
     loss is no number.
     """
-    recipe, found = courses[0].recipe, []
+    recipe = courses[0].recipe
     histories = [History(base, course.recipe, course.watch, course.every) for course in courses]
     with (
         stacked_on(base.model, config, states, trained=True) as stack,
@@ -67,34 +67,37 @@ def train(
     ):
         training = _Training(base, stack, courses, row_tokens)
         base.model.train()
-        _watch(base, stack, histories)
+        _watch(base, stack, courses, histories)
         for number in range(len(courses[0].steps)):
             active = sum(len(course.steps) > number for course in courses)
             for history, course, loss in zip(histories, courses, training.step(number, active), strict=False):
                 epoch, examples = course.steps[number]
-                history.add(epoch, loss, sum(len(example.ids) for example in examples))
-            _watch(base, stack, histories[:active])
+                with _named(course):
+                    history.add(epoch, loss, sum(len(example.ids) for example in examples))
+            _watch(base, stack, courses, histories[:active])
             bar.update()
         for history, course in zip(histories, courses, strict=True):
-            _read(history, course)
-        found = [(stack.state(i), tuple(history.steps)) for i, history in enumerate(histories)]
-    return found
+            with _named(course):
+                history.read()
+        return [(stack.state(i), tuple(history.steps)) for i, history in enumerate(histories)]
 
 
-def _watch(base: BaseModel, stack: Stack, histories: Sequence[History]) -> None:
+def _watch(base: BaseModel, stack: Stack, courses: Sequence[Course], histories: Sequence[History]) -> None:
     """Show each document's adapter, alone, to its watch, where that is due; off everybody's clock."""
     for i, history in enumerate(histories):
         if history.due:
-            with stack.alone(i) as model:
+            with stack.alone(i) as model, _named(courses[i]):
                 seconds = history.show(model)
             base.model.train()
             for other in histories:
                 other.pause(seconds if other is not history else 0.0)
 
 
-def _read(history: History, course: Course) -> None:
+@contextmanager
+def _named(course: Course) -> Iterator[None]:
+    """A loss that is no number is said with its document."""
     try:
-        history.read()
+        yield
     except FloatingPointError as error:
         raise FloatingPointError(f"document {course.document!r}: {error}") from error
 

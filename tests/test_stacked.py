@@ -193,6 +193,9 @@ def test_a_loss_that_is_no_number_names_the_document(tiny):
     second = replace(second, recipe=replace(second.recipe, learning_rate=1e30, clip_norm=1e30))
     with pytest.raises(FloatingPointError, match=f"{second.document.name}.*lower learning_rate"):
         at_once(tiny, [first, second])
+    watched = replace(second, watch=lambda step, on: None)  # a look reads the losses before the end
+    with pytest.raises(FloatingPointError, match=second.document.name):
+        at_once(tiny, [first, watched])
 
 
 def test_wrong_jobs_are_refused(tiny):
