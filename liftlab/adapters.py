@@ -18,6 +18,7 @@ from liftlab.gated_memory import GatedMemoryConfig
 from liftlab.recipes import Recipe
 
 State = dict[str, torch.Tensor]
+BESIDE = "beside"  # peft's name of an adapter that is drawn beside the attached one, "default"
 
 
 def config(recipe: Recipe) -> peft.PeftConfig | None:
@@ -94,13 +95,26 @@ def load(wrapped, state: State) -> None:
         raise ValueError(f"the adapter holds weights the base model has no place for: {problems.unexpected_keys[:3]}")
 
 
-def trained_state(wrapped) -> tuple[peft.PeftConfig | None, State]:
+def trained_state(wrapped, name: str = "default") -> tuple[peft.PeftConfig | None, State]:
     """The adapter's config and its weights, on the CPU, as they apply to the unchanged base model."""
     if not isinstance(wrapped, peft.PeftModel):
         return None, {k: v.detach().cpu().clone() for k, v in wrapped.state_dict().items()}
-    return wrapped.peft_config["default"], {
-        k: v.detach().cpu().clone() for k, v in peft.get_peft_model_state_dict(wrapped).items()
-    }
+    held = peft.get_peft_model_state_dict(wrapped, adapter_name=name)
+    return wrapped.peft_config[name], {k: v.detach().cpu().clone() for k, v in held.items()}
+
+
+def fresh(wrapped: peft.PeftModel, seed: int) -> State:
+    """The weights that the attached adapter would have begun with under `torch.manual_seed(seed)`, bit for bit.
+
+    The attached one stays as it is: another like it is drawn beside it, by peft itself, and taken off again. Not for
+    PiSSA, which is drawn from base weights that it changes.
+    """
+    torch.manual_seed(seed)
+    wrapped.add_adapter(BESIDE, wrapped.peft_config["default"])
+    try:
+        return trained_state(wrapped, BESIDE)[1]
+    finally:
+        wrapped.delete_adapter(BESIDE)
 
 
 def as_plain_lora(config: peft.LoraConfig, start: State, end: State) -> tuple[peft.LoraConfig, State]:

@@ -7,13 +7,13 @@ ends, title and newline once before the document, no BOS or EOS, no chat templat
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from liftlab.benchmarks import rows
 from liftlab.documents import Document
-from liftlab.prompts import SEPARATOR, PromptStyle, encode_prompt, put
+from liftlab.prompts import SEPARATOR, Cuts, PromptStyle, encode_prompts, put, token_ids
 
 IGNORED = -100  # the label of a token that carries no loss
 RECITE = (
@@ -128,23 +128,34 @@ def end_of_turn(tokenizer) -> int:
 
 
 def pair_examples(
-    tokenizer, document: Document, pairs: Iterable[Pair], style: PromptStyle, context: str, window: int
+    tokenizer, document: Document, pairs: Sequence[Pair], style: PromptStyle, context: str, window: int
 ) -> list[Example]:
     """Each pair as it will be asked, under `style` and `context`; loss on the answer, and its end of turn in chat."""
+    if not pairs:
+        return []
     end = [end_of_turn(tokenizer)] if style.chat else []
-    made = []
-    for pair in pairs:
-        answer = [*tokenizer(pair.answer, add_special_tokens=False)["input_ids"], *end]
-        if context == "none":
-            prompt = encode_prompt(tokenizer, style.text(pair.question, document.title), style)
-        else:
-            prompt = put(tokenizer, document, pair.question, context, window, len(answer), style)
-        if prompt is None or len(prompt) + len(answer) > window:
-            raise ValueError(
-                f"the pair {pair.question[:60]!r} does not fit a window of {window} tokens: shorten or drop it"
-            )
-        made.append(Example((*prompt, *answer), (IGNORED,) * len(prompt) + tuple(answer), "pair"))
-    return made
+    answers = [(*ids, *end) for ids in token_ids(tokenizer, [pair.answer for pair in pairs])]
+    prompts = _prompts(tokenizer, document, pairs, answers, style, context, window)
+    return [_pair_example(*parts, window) for parts in zip(pairs, prompts, answers, strict=True)]
+
+
+def _prompts(tokenizer, document, pairs, answers, style: PromptStyle, context: str, window: int) -> list:
+    """Each pair's prompt, token ids, or None where the whole document does not fit."""
+    if context == "none":
+        return encode_prompts(tokenizer, [style.text(pair.question, document.title) for pair in pairs], style)
+    cuts = Cuts(tokenizer, document.text)
+    return [
+        put(tokenizer, document, pair.question, context, window, len(answer), style, cuts)
+        for pair, answer in zip(pairs, answers, strict=True)
+    ]
+
+
+def _pair_example(pair: Pair, prompt: list[int] | None, answer: tuple[int, ...], window: int) -> Example:
+    if prompt is None or len(prompt) + len(answer) > window:
+        raise ValueError(
+            f"the pair {pair.question[:60]!r} does not fit a window of {window} tokens: shorten or drop it"
+        )
+    return Example((*prompt, *answer), (IGNORED,) * len(prompt) + answer, "pair")
 
 
 def known_pairs(document: Document) -> list[Pair]:

@@ -5,8 +5,9 @@ Everything here maps to token ids, with only a tokenizer at hand; no model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
+from functools import cached_property
 from importlib.resources import files
 from string import Formatter
 from typing import Any
@@ -150,7 +151,20 @@ def with_evidence(document: Document, question: Question, style: PromptStyle) ->
 
 def encode_prompt(tokenizer, text: str, style: PromptStyle) -> list[int]:
     """Token ids that the answer is appended to: those of `render`'s text, and no others."""
-    return tokenizer(render(tokenizer, text, style), add_special_tokens=False, verbose=False)["input_ids"]
+    return encode_prompts(tokenizer, [text], style)[0]
+
+
+def encode_prompts(tokenizer, texts: Sequence[str], style: PromptStyle) -> list[list[int]]:
+    """`encode_prompt` of each of `texts`, all in one call."""
+    return token_ids(tokenizer, _rendered(tokenizer, texts, style))
+
+
+def token_ids(tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each of `texts`, with no special tokens but those that stand in it, all in one call."""
+    if not texts:
+        return []  # transformers takes an empty list for a mistake
+    settings = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+    return tokenizer(list(texts), **settings, verbose=False)["input_ids"]
 
 
 def render(tokenizer, text: str, style: PromptStyle) -> str:
@@ -158,13 +172,20 @@ def render(tokenizer, text: str, style: PromptStyle) -> str:
 
     ValueError where the tokenizer has no chat template, or no BOS, that `style` asks for.
     """
+    return _rendered(tokenizer, [text], style)[0]
+
+
+def _rendered(tokenizer, texts: Sequence[str], style: PromptStyle) -> list[str]:
+    if not texts:
+        return []  # as above
     if not style.chat:
-        return _bos(tokenizer) + text if style.bos else text
+        before = _bos(tokenizer) if style.bos else ""
+        return [before + text for text in texts]
     if not tokenizer.chat_template:
         raise ValueError("this tokenizer has no chat template: choose a raw prompt style such as loogle_v1")
-    messages = [{"role": "system", "content": style.system}] if style.system else []
-    messages.append({"role": "user", "content": text})
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    system = [{"role": "system", "content": style.system}] if style.system else []
+    chats = [[*system, {"role": "user", "content": text}] for text in texts]
+    return tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
 
 
 def _bos(tokenizer) -> str:
@@ -178,28 +199,38 @@ def head_and_tail(tokenizer, text: str, budget_tokens: int) -> str:
 
     The head gives up the separator's tokens (paper, "Asking"): head = budget/2 - separator, tail = budget/2.
     """
-    return joined(text, cut(tokenizer, text, budget_tokens))
+    return joined(text, Cuts(tokenizer, text).within(budget_tokens))
 
 
 def joined(text: str, ends: tuple[int, int] | None) -> str:
-    """Head, "..." and tail of `text`, where `cut` says; `text` where that is None."""
+    """Head, "..." and tail of `text`, where `Cuts.within` says; `text` where that is None."""
     return text if ends is None else f"{text[: ends[0]]}\n{SEPARATOR}\n{text[ends[1] :]}"
 
 
-def cut(tokenizer, text: str, budget_tokens: int) -> tuple[int, int] | None:
-    """The characters at which the head ends and the tail starts (see head_and_tail), None where `text` fits."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    offsets = encoded["offset_mapping"]
-    if len(offsets) <= budget_tokens:
-        return None
-    separator = len(tokenizer(f"\n{SEPARATOR}\n", add_special_tokens=False)["input_ids"])
-    head, tail = budget_tokens // 2 - separator, budget_tokens // 2
-    if head < 1:
-        raise ValueError(
-            f"a budget of {budget_tokens} tokens leaves no room for head and tail: "
-            "use a model with a larger window or ask a shorter question"
-        )
-    return offsets[head - 1][1], offsets[-tail][0]
+class Cuts:
+    """Where a text is cut for a budget; it is tokenized at the first cut, once for all budgets and questions."""
+
+    def __init__(self, tokenizer, text: str) -> None:
+        self._tokenizer, self._text = tokenizer, text
+
+    @cached_property
+    def _offsets(self) -> list[tuple[int, int]]:
+        """The characters of each token, end exclusive."""
+        encoded = self._tokenizer(self._text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return encoded["offset_mapping"]
+
+    def within(self, budget_tokens: int) -> tuple[int, int] | None:
+        """The characters at which the head ends and the tail starts (see head_and_tail), None where the text fits."""
+        if len(self._offsets) <= budget_tokens:
+            return None
+        separator = len(token_ids(self._tokenizer, [f"\n{SEPARATOR}\n"])[0])
+        head, tail = budget_tokens // 2 - separator, budget_tokens // 2
+        if head < 1:
+            raise ValueError(
+                f"a budget of {budget_tokens} tokens leaves no room for head and tail: "
+                "use a model with a larger window or ask a shorter question"
+            )
+        return self._offsets[head - 1][1], self._offsets[-tail][0]
 
 
 def put(
@@ -210,13 +241,15 @@ def put(
     window: int,
     answer_tokens: int,
     style: PromptStyle = PLAIN,
+    cuts: Cuts | None = None,
 ) -> list[int] | None:
     """Token ids of the prompt for `question`, at most `window - answer_tokens` long.
 
     `context`: "none" = closed book; "truncated" = head and tail of the document fill what the window leaves;
-    "full" = the whole document, or None where it does not fit.
+    "full" = the whole document, or None where it does not fit. `cuts`: those of the document's text, for several
+    questions to share.
     """
-    fitted = fit(tokenizer, document, question, context, window, answer_tokens, style)
+    fitted = fit(tokenizer, document, question, context, window, answer_tokens, style, cuts)
     return None if fitted is None else fitted[0]
 
 
@@ -228,8 +261,9 @@ def fit(
     window: int,
     answer_tokens: int,
     style: PromptStyle = PLAIN,
+    cuts: Cuts | None = None,
 ) -> tuple[list[int], tuple[int, int] | None] | None:
-    """What `put` gives, and where the document was cut for it (see `cut`); None for the latter where it was not."""
+    """What `put` gives, and where the document was cut for it (see `Cuts`); None for the latter where it was not."""
     if context not in CONTEXTS:
         raise ValueError(f"context {context!r} is unknown: choose one of {', '.join(CONTEXTS)}")
     asked = question if isinstance(question, str) else question.text
@@ -247,10 +281,11 @@ def fit(
     else:
         prompt = ids(document.text)
         budget = room - len(ids(""))
+        cuts = cuts or Cuts(tokenizer, document.text)
         while (
             len(prompt) > room and budget > 0
         ):  # cutting text can change how its edges tokenize: take it off the budget
-            ends = cut(tokenizer, document.text, budget)
+            ends = cuts.within(budget)
             prompt = ids(joined(document.text, ends))
             budget -= max(1, len(prompt) - room)
     if len(prompt) > room:

@@ -76,7 +76,7 @@ def lift(
             courses = {i: course for i, course in courses.items() if i not in large}
         for stack, tokens in _stacks(courses, cost, _budget(base) if memory_gib is None else memory_gib * 2**30):
             chosen = [courses[i] for i in stack]
-            found = train(base, config, _fresh(base, config, chosen), chosen, tokens, progress)
+            found = train(base, config, [course.recipe.seed for course in chosen], chosen, tokens, progress)
             for i, (state, history) in zip(stack, found, strict=True):
                 job = jobs[i]
                 done[i] = Lifted(job.document, job.recipe, config, state, history, dict(base.provenance))
@@ -115,16 +115,6 @@ def _stacks(courses: dict[int, Course], cost: Cost, budget: float) -> Iterator[t
         documents, tokens = cost.room(budget, len(left), example, step)
         yield left[:documents], tokens
         left = left[documents:]
-
-
-def _fresh(base: BaseModel, config: peft.PeftConfig, courses: Sequence[Course]) -> list[adapters.State]:
-    """The weights that each course begins with: those of its seed."""
-    made: dict[int, adapters.State] = {}
-    for seed in {course.recipe.seed for course in courses}:
-        torch.manual_seed(seed)
-        with adapters.attached(base.model, config) as model:
-            made[seed] = adapters.trained_state(model)[1]
-    return [made[course.recipe.seed] for course in courses]
 
 
 def answer(

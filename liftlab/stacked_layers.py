@@ -22,6 +22,7 @@ from liftlab import adapters
 from liftlab.gated_layer import GatedMemoryLayer, gate_of
 
 State = adapters.State
+Begin = Sequence[State] | Sequence[int]  # the weights that each document's adapter begins with, or their seed
 
 
 class Stack:
@@ -157,15 +158,16 @@ def fits(config: peft.PeftConfig | None) -> bool:
 
 
 @contextmanager
-def stacked_on(
-    model: nn.Module, config: peft.PeftConfig, states: Sequence[State], *, trained: bool = False
-) -> Iterator[Stack]:
-    """`model` with the adapters of `states` on it, a document each, in order; bit for bit itself afterwards.
+def stacked_on(model: nn.Module, config: peft.PeftConfig, begin: Begin, *, trained: bool = False) -> Iterator[Stack]:
+    """`model` with adapters on it, a document each, in the order of `begin`; bit for bit itself afterwards.
 
-    ValueError where a layer's adapter cannot be stacked, such as LoRA on an embedding.
+    A seed stands for the weights that `lifting.lift` begins with under it. ValueError where a layer's adapter cannot be
+    stacked, such as LoRA on an embedding.
     """
+    if isinstance(begin[0], int):
+        torch.manual_seed(begin[0])
     with adapters.attached(model, config) as wrapped:
-        stack = Stack(wrapped, states, trained)
+        stack = Stack(wrapped, _states(wrapped, begin), trained)
         for name, layer in list(wrapped.named_modules()):
             if isinstance(layer, LoraLayer):
                 stack.swaps.append(_lora(wrapped, name, layer, stack))
@@ -178,6 +180,17 @@ def stacked_on(
         finally:
             for theirs, _ in stack.swaps:
                 theirs()
+
+
+def _states(wrapped: peft.PeftModel, begin: Begin) -> Sequence[State]:
+    """The weights to begin with; those of the first seed were drawn as `wrapped` was made."""
+    if not isinstance(begin[0], int):
+        return begin
+    drawn = {begin[0]: adapters.trained_state(wrapped)[1]}
+    for seed in begin:
+        if seed not in drawn:
+            drawn[seed] = adapters.fresh(wrapped, seed)
+    return [drawn[seed] for seed in begin]
 
 
 def _lora(wrapped: nn.Module, name: str, layer: LoraLayer, stack: Stack):

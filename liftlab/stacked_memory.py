@@ -10,6 +10,7 @@ import torch
 
 from liftlab import adapters
 from liftlab.examples import Example
+from liftlab.fused_layers import fused
 from liftlab.lifting import checkpointing
 from liftlab.models import BaseModel
 from liftlab.packing import SequenceAttention, pack
@@ -94,7 +95,11 @@ def _kept(base: BaseModel, tokens: int) -> int:
             held[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with SequenceAttention(base.model).within(packed), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+    with (
+        SequenceAttention(base.model).within(packed),
+        fused(base.model),
+        torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
+    ):
         hidden = base.model.get_decoder()(input_ids=packed.ids, position_ids=packed.positions, use_cache=False)
     del hidden
     return sum(held.values())

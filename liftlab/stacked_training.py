@@ -13,13 +13,13 @@ from tqdm import tqdm
 from liftlab.adapters import State
 from liftlab.encoding import example_weight
 from liftlab.examples import Example
+from liftlab.fused_layers import fused
 from liftlab.gated_layer import collected_gates
 from liftlab.lifted import Step
 from liftlab.lifting import History, Watch, checkpointing, learning_rate_share
 from liftlab.models import BaseModel
 from liftlab.packing import Packed, SequenceAttention, pack, padded_length
 from liftlab.recipes import Recipe
-from liftlab.rotary import few_passes
 from liftlab.stacked_layers import Stack, stacked_on
 from liftlab.token_losses import token_losses
 
@@ -145,7 +145,7 @@ class _Training:
         penalised = any(course.recipe.gate_penalty for course in self.courses)
         with (
             self.attention.within(packed),
-            few_passes(self.base.model),
+            fused(self.base.model),
             collected_gates(self.base.model) if penalised else nullcontext([]) as gates,
         ):
             decoder = self.base.model.get_decoder()

@@ -60,6 +60,27 @@ def test_an_error_while_attached_leaves_the_base_as_it_was(tiny, ids):
         assert torch.equal(logits(tiny.model, ids), said)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["lora", "gated_memory"])
+def test_weights_drawn_beside_an_adapter_are_those_it_would_have_begun_with(tiny, ids, name, kind):
+    tiny.model.to(kind)
+    states = []
+    for seed in (0, 1, 2):
+        torch.manual_seed(seed)
+        with adapters.attached(tiny.model, settings(name)) as wrapped:
+            states.append(adapters.trained_state(wrapped)[1])
+    with adapters.attached(tiny.model, settings(name), states[0]) as wrapped:
+        modules, said = [n for n, _ in wrapped.named_modules()], logits(wrapped, ids)
+        for seed in (2, 0, 1):
+            drawn = adapters.fresh(wrapped, seed)
+            assert drawn.keys() == states[seed].keys()
+            assert all(torch.equal(drawn[k], v) and drawn[k].dtype == v.dtype for k, v in states[seed].items())
+        assert torch.equal(logits(wrapped, ids), said) and wrapped.active_adapters == ["default"]
+        assert [n for n, _ in wrapped.named_modules()] == modules and list(wrapped.peft_config) == ["default"]
+        assert any(p.requires_grad for p in wrapped.parameters())
+    assert any(not torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
 @pytest.mark.parametrize("name", ["lora", "gated_memory", "full"])
 def test_weights_put_back_answer_as_they_did(tiny, ids, name):
     with adapters.attached(tiny.model, settings(name)) as wrapped:

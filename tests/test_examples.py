@@ -1,7 +1,7 @@
 from collections import Counter
 
 import pytest
-from test_prompts import readable_tokenizer, spoken
+from test_prompts import Counting, readable_tokenizer, spoken
 
 from liftlab.documents import Document
 from liftlab.examples import (
@@ -173,6 +173,35 @@ def test_pairs_token_by_token(style, context, window, asked, answered):
     assert told(READABLE, example) == (asked, answered)
     assert example.kind == "pair" and len(example.ids) <= window
     assert "..." not in asked or len(example.ids) == window
+
+
+@pytest.mark.parametrize("context", ["none", "truncated", "full"])
+@pytest.mark.parametrize("style", ["plain", "loogle_v1"])
+def test_pairs_together_are_the_examples_that_each_is_alone(style, context):
+    document = register(1, 120)
+    odd = [Pair("Who <|end|> rows?", "<|user|> Ada  "), Pair(" \n", ""), Pair("Where? ", "é Oslo\n")]
+    pairs, settings = [*known_pairs(document), *odd], (STYLES[style], context, 200 if context == "truncated" else 900)
+    alone = [pair_examples(TOKENIZER, document, [pair], *settings) for pair in pairs]
+    assert pair_examples(TOKENIZER, document, pairs, *settings) == [example for (example,) in alone]
+
+
+@pytest.mark.parametrize("style", ["plain", "loogle_v1"])
+def test_however_many_pairs_the_tokenizer_is_called_as_often(style):
+    """But for pairs that are asked with the document, of which each prompt is fitted by itself."""
+    document, pairs, calls = register(1, 120), known_pairs(register(1, 120)), []
+    for count in (1, len(pairs)):
+        counting = Counting(TOKENIZER)
+        assert len(pair_examples(counting, document, pairs[:count], STYLES[style], "none", 256)) == count
+        calls.append(len(counting.calls))
+    assert len(pairs) > 10 and calls[0] == calls[1] <= 3
+
+
+def test_no_pairs_are_no_examples_whatever_the_tokenizer():
+    bare = word_tokenizer()
+    bare.chat_template = None
+    assert pair_examples(bare, TEN, [], PLAIN, "none", 64) == []
+    with pytest.raises(ValueError, match="template"):
+        pair_examples(bare, TEN, [Pair("Who?", "Ada")], PLAIN, "none", 64)
 
 
 def test_end_of_turn_is_what_the_template_writes():

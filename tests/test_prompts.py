@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from liftlab.documents import Document, Question
@@ -14,12 +14,15 @@ from liftlab.pretraining import word_tokenizer
 from liftlab.prompts import (
     SEPARATOR,
     STYLES,
+    Cuts,
     PromptStyle,
     encode_prompt,
+    encode_prompts,
     head_and_tail,
     put,
     render,
     style,
+    token_ids,
     with_evidence,
 )
 from liftlab.worlds import register
@@ -106,6 +109,42 @@ def test_chat_or_raw_and_bos_or_none_are_all_that_the_published_words_vary_in():
 def test_raw_prompts_have_no_template_and_no_bos():
     ids = encode_prompt(TOKENIZER, "Where does Ada live?", STYLES["loogle_v1"])
     assert ids == TOKENIZER("Where does Ada live?", add_special_tokens=False)["input_ids"]
+
+
+ODD = ["Where does Ada live?", "", " \n", "Who <|end|> rows <end>?", "<s> <|assistant|> Ada", "  Ada\n\n", "é {x} %}"]
+TRIMMING = TEMPLATE.replace("m['content']", "m['content'] | trim")
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, READABLE], ids=["micro", "with a BOS"])
+@pytest.mark.parametrize("template", [None, TRIMMING], ids=["its own template", "a template that trims"])
+@pytest.mark.parametrize("system", ["", "Be <|end|> kind."])
+def test_many_chat_prompts_at_once_are_those_that_transformers_makes_one_by_one(
+    monkeypatch, tokenizer, template, system
+):
+    monkeypatch.setattr(tokenizer, "chat_template", template or tokenizer.chat_template)
+    chat = PromptStyle("{question}", "{context}\n{question}", system=system)
+    said = [[{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": t}] for t in ODD]
+    texts = [tokenizer.apply_chat_template(of, add_generation_prompt=True, tokenize=False) for of in said]
+    expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert encode_prompts(tokenizer, ODD, chat) == expected == [encode_prompt(tokenizer, t, chat) for t in ODD]
+    assert [render(tokenizer, text, chat) for text in ODD] == texts
+
+
+def test_many_raw_prompts_at_once_are_those_one_by_one():
+    adding = readable_tokenizer(*ODD)  # it puts a BOS before each text, unless it is told not to
+    begin = {"single": "<s> $A", "special_tokens": [("<s>", adding.bos_token_id)]}
+    adding.backend_tokenizer.post_processor = processors.TemplateProcessing(**begin)
+    assert adding("Ada")["input_ids"][0] == adding.bos_token_id
+    for tokenizer, name, before in [(TOKENIZER, "loogle_v1", ""), (adding, "loogle_v1", ""),
+                                    (adding, "loogle_v1_bos", "<s>")]:  # fmt: skip
+        expected = [tokenizer(before + text, add_special_tokens=False)["input_ids"] for text in ODD]
+        assert encode_prompts(tokenizer, ODD, style(name)) == expected
+        assert token_ids(tokenizer, [before + text for text in ODD]) == expected
+
+
+@pytest.mark.parametrize("name", ["plain", "loogle_v1"])
+def test_no_text_gives_no_ids(name):
+    assert encode_prompts(TOKENIZER, [], style(name)) == token_ids(TOKENIZER, []) == []
 
 
 def test_braces_in_a_document_are_plain_text():
@@ -228,6 +267,31 @@ def test_a_truncated_prompt_fits_the_window_and_fills_it(words, window):
     assert len(prompt) <= window - 8
     full = put(TOKENIZER, document, document.questions[0], "full", window, 8)
     assert (prompt == full) if full else len(prompt) >= window - 8 - 2
+
+
+class Counting:
+    """A tokenizer that notes how many texts each call to it holds."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.calls = tokenizer, []
+
+    def __call__(self, text, **settings):
+        self.calls.append((1 if isinstance(text, str) else len(text), "return_offsets_mapping" in settings))
+        return self.tokenizer(text, **settings)
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+
+def test_questions_that_share_a_document_s_cuts_find_its_tokens_once():
+    document = register(0, 400)
+    asked, counting = [q for q in document.questions if q.hops == 1][:6], Counting(TOKENIZER)
+    cuts = Cuts(counting, document.text)
+    shared = [put(counting, document, q, "truncated", 128, 8, cuts=cuts) for q in asked]
+    assert shared == [put(TOKENIZER, document, q, "truncated", 128, 8) for q in asked]
+    assert sum(offsets for _, offsets in counting.calls) == 1
+    budgets = (10, 31, 100, 5000)
+    assert [cuts.within(n) for n in budgets] == [Cuts(TOKENIZER, document.text).within(n) for n in budgets]
 
 
 def test_the_full_document_is_given_whole_or_not_at_all():

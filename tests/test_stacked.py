@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from liftlab import lifting, stacked
+from liftlab import adapters, lifting, stacked
 from liftlab.answering import answer, answer_prompts
 from liftlab.documents import Document
 from liftlab.examples import Pair, known_pairs
@@ -17,6 +17,7 @@ from liftlab.models import BaseModel
 from liftlab.prompts import put
 from liftlab.recipes import Recipe
 from liftlab.stacked import Job
+from liftlab.stacked_layers import stacked_on
 from liftlab.worlds import register
 
 LORA = Recipe.preset("micro/lora", mixed_epochs=2, segment_tokens=24, offset_tokens=9, learning_rate=2e-3)
@@ -112,6 +113,26 @@ def test_each_document_has_its_own_seed_rate_and_schedule(tiny):
     settings = [{"seed": 1, "learning_rate": 1e-3}, {"schedule": "constant", "mixed_epochs": 1}, {"clip_norm": 0.01}]
     given = [replace(job, recipe=replace(job.recipe, **own)) for job, own in zip(given, settings, strict=True)]
     check_same(tiny, given, weights=1e-6, losses=1e-6)
+
+
+@pytest.mark.parametrize("seeds", [(4, 4, 4), (2, 0, 2)], ids=["one seed", "two seeds"])
+@pytest.mark.parametrize("recipe", [LORA, GATED], ids=["lora", "gated memory"])
+def test_each_begins_with_the_very_weights_that_it_begins_with_alone(tiny, recipe, seeds):
+    """Bit for bit: those of its seed, for which the model gets its adapter once, however many documents there are."""
+    wrapped, alone, config = [], {}, adapters.config(recipe)
+    for seed in seeds:
+        torch.manual_seed(seed)
+        with adapters.attached(tiny.model, config) as model:
+            alone[seed] = adapters.trained_state(model)[1]
+    with pytest.MonkeyPatch.context() as patch:
+        get = peft.get_peft_model
+        patch.setattr(peft, "get_peft_model", lambda *given: wrapped.append(1) or get(*given))
+        with stacked_on(tiny.model, config, seeds, trained=True) as stack:
+            states = [stack.state(place) for place in range(len(seeds))]
+    for seed, state in zip(seeds, states, strict=True):
+        assert state.keys() == alone[seed].keys()
+        assert all(torch.equal(value, alone[seed][key]) for key, value in state.items())
+    assert len(wrapped) == 1
 
 
 def test_a_document_that_ends_early_is_left_alone_afterwards(tiny):
