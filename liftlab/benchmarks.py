@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from liftlab.documents import Document, Question, read_text
+from liftlab.documents import Document, Question, check_characters, decoded, file_bytes, read_text, shown
 
 Row = tuple[str, dict[str, Any]]  # file:line, and the object that stands there
 
@@ -39,17 +39,21 @@ def read_longbench(path: str | Path) -> list[Document]:
     """The documents of a LongBench task file: JSONL, a document with one question a line.
 
     Fields: context (the text), input (the question; empty for summaries), answers (all of them right), dataset (the
-    task, which becomes the question's kind), _id (the document's name). ValueError or FileNotFoundError as `rows`.
-    Source: https://arxiv.org/abs/2308.14508.
+    task, which becomes the question's kind), _id (the document's name). ValueError or FileNotFoundError as `rows`, and
+    for a name that comes twice. Source: https://arxiv.org/abs/2308.14508.
     """
-    found = []
+    found: list[Document] = []
+    places: dict[str, str] = {}  # of each document's name
     for place, row in rows(path):
         answers = row.get("answers")
         if not (isinstance(answers, list) and answers and all(isinstance(answer, str) for answer in answers)):
-            raise ValueError(f'{place} needs "answers", a list of at least one text')
+            raise ValueError(f'{place} needs "answers", a list of at least one text, not {answers!r:.80}: quote each')
         asked = _text(row, "input", place, empty=True)
         question = Question(asked, answers[0], kind=_text(row, "dataset", place), also=tuple(answers[1:]))
-        found.append(Document(_text(row, "_id", place), _text(row, "context", place), questions=(question,)))
+        name = _text(row, "_id", place)
+        if places.setdefault(name, place) != place:
+            raise ValueError(f'{place}: "_id" {name!r} is the document of {places[name]} already: give each its own')
+        found.append(Document(name, _text(row, "context", place), questions=(question,)))
     return found
 
 
@@ -82,7 +86,7 @@ def haystack(folder: str | Path) -> str:
     """The text and Markdown files of a folder, by name, an empty line between two. ValueError where it has none."""
     files = sorted(path for path in Path(folder).glob("*") if path.suffix in (".txt", ".md"))
     if not files:
-        raise ValueError(f"haystack {folder} holds no .txt or .md file: give a folder of texts")
+        raise ValueError(f"haystack {shown(folder)} holds no .txt or .md file: give a folder of texts")
     return "\n\n".join(read_text(path).text for path in files)
 
 
@@ -113,33 +117,43 @@ def rows(path: str | Path) -> Iterator[Row]:
     FileNotFoundError; ValueError for text that is not UTF-8, a line that is no JSON object, or no line at all.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}: give a JSONL file")
-    lines = enumerate(path.read_bytes().split(b"\n"), start=1)  # a text may hold any other end of a line
-    found = [(f"{path}:{number}", line) for number, line in lines if line.strip()]
+    data = file_bytes(path, "file", "a JSONL file")
+    lines = enumerate(data.split(b"\n"), start=1)  # a text may hold any other end of a line
+    found = [(f"{shown(path)}:{number}", line) for number, line in lines if line.strip()]
     if not found:
-        raise ValueError(f"{path} is empty: at least one JSON object, one a line, is needed")
+        raise ValueError(f"{shown(path)} is empty: at least one JSON object, one a line, is needed")
     for place, line in found:
         yield place, _object(line, place)
 
 
 def _object(line: bytes, place: str) -> dict[str, Any]:
+    text = decoded(line, place)
     try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{place} is not UTF-8 text: convert the file to UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not JSON ({error.msg}): one object a line is needed") from error
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:  # a number of too many digits is a ValueError of its own
+        said = getattr(error, "msg", str(error))
+        raise ValueError(f"{place} is not JSON ({said}): one object a line is needed") from error
     if not isinstance(row, dict):
         raise ValueError(f"{place} holds a {type(row).__name__}: one JSON object a line is needed")
+    for said in _texts(row):
+        check_characters(said, f"{place}: a text")
     return row
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a JSON value, names of fields too."""
+    if isinstance(value, str):
+        yield value
+    for item in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(item)
 
 
 def _text(row: dict[str, Any], name: str, place: str, empty: bool = False) -> str:
     """The row's text called `name`; where it may be `empty`, "" if it is not there."""
     value = row.get(name, "" if empty else None)
     if not isinstance(value, str) or not (empty or value.strip()):
-        raise ValueError(f'{place} needs "{name}", a {"text" if empty else "non-empty text"}')
+        held = f", not {value!r:.80} ({type(value).__name__}): put it in quotes" if name in row else ": add it"
+        raise ValueError(f'{place} needs "{name}", a {"text" if empty else "non-empty text"}{held}')
     return value
 
 

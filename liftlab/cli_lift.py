@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from liftlab.recipes import Recipe
 
 OWN = "model"  # --generator: the base model itself
+KNOWN = ("micro", "smollm2")  # base models that ask loads because an adapter names them
 TIMED = "What is this document about?"  # asked to time the first token
 
 
@@ -59,6 +61,7 @@ def lift(
 ) -> None:
     """Fine-tune a document into an adapter, kept as a PEFT adapter directory."""
     from liftlab import documents, examples, lifting, models
+    from liftlab.lifted import check_free
     from liftlab.recipes import chosen
 
     plan = chosen(recipe, model, assignments(sets or []))
@@ -66,16 +69,31 @@ def lift(
     remote = _remote(wanted, generator, endpoint, cache)
     document = documents.read_text(file, title)
     known = examples.read_pairs(pairs) if pairs else []
-    if out.exists():
-        raise FileExistsError(f"{out} exists already: choose another --out, or remove it first")
-    if wanted:
-        lifted = _with_auxiliary(model, document, plan, known, wanted, remote, cache)
-    else:
-        lifted = lifting.lift(models.load(model), document, plan, known)
+    check_free(out)
+    with _enough_memory(plan):
+        if wanted:
+            lifted = _with_auxiliary(model, document, plan, known, wanted, remote, cache)
+        else:
+            lifted = lifting.lift(models.load(model), document, plan, known)
     lifted.save(out)
     first, last = lifted.history[0], lifted.history[-1]
     told = f"{last.step} steps, {last.tokens} tokens, {last.seconds:.0f} s, loss {first.loss:.2f} to {last.loss:.2f}"
-    typer.echo(f"{out}: {told}")
+    typer.echo(f"{documents.shown(out)}: {told}")
+
+
+@contextmanager
+def _enough_memory(plan: Recipe) -> Iterator[None]:
+    """Memory that runs out is a mistake in what was asked, and told as one."""
+    from liftlab.machine import OutOfMemory, memory_errors
+
+    try:
+        with memory_errors():
+            yield
+    except OutOfMemory as error:
+        raise ValueError(
+            f"the memory does not hold this lift (rank {plan.rank}, batch_tokens {plan.batch_tokens}, segment_tokens "
+            f"{plan.segment_tokens}): lower them with --set, or choose a smaller --model"
+        ) from error
 
 
 def _wanted(auxiliary: list[str], plan: Recipe) -> dict[str, int]:
@@ -99,6 +117,8 @@ def _wanted(auxiliary: list[str], plan: Recipe) -> dict[str, int]:
 
 def _remote(wanted: dict[str, int], generator: str, url: str | None, cache: Path | None) -> Endpoint | None:
     """The endpoint that writes the pairs; None: the base model does, or there are none to write."""
+    if cache is not None and cache.exists() and not cache.is_dir():
+        raise ValueError(f"--cache {str(cache)!r} is no folder: give one, which need not exist yet")
     if not wanted:
         given = {"--generator": generator != OWN, "--endpoint": url is not None, "--cache": cache is not None}
         if any(given.values()):
@@ -194,17 +214,37 @@ def ask(
         str, typer.Option(help="What of the document stands in the prompt: none or truncated.")
     ] = "none",
     answer_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer, at most.")] = 64,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="The base model that the document was lifted on; micro, smollm2 and random: ones are known by the "
+            "adapter."
+        ),
+    ] = "",
 ) -> None:
     """Ask a lifted document."""
     from liftlab import models, prompts
     from liftlab.answering import answer
+    from liftlab.documents import check_characters
     from liftlab.lifted import Lifted
 
     if context not in ("none", "truncated"):
         raise ValueError(f"--context {context!r} is unknown: choose none or truncated")
     if not question.strip():
         raise ValueError("the question is empty: ask something")
+    check_characters(question, "the question")
     lifted = Lifted.load(folder)
     style = prompts.style(lifted.recipe.style)
-    with lifted.on(models.load(lifted.base["name"])) as base:
+    with lifted.on(models.load(_base_of(lifted, model))) as base:
         typer.echo(answer(base, lifted.document, [question], context, answer_tokens=answer_tokens, style=style)[0])
+
+
+def _base_of(lifted: Lifted, model: str) -> str:
+    """The base model to load: one that the folder alone names is not looked for on the hub or the disk."""
+    named = lifted.base["name"]
+    if not model and named not in KNOWN and not named.startswith("random:"):
+        raise ValueError(
+            f"the adapter names the base model {named!r}, which is not loaded on a folder's word: give --model, the "
+            "model that the document was lifted on"
+        )
+    return model or named

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
+
+MOST_BYTES = 2**30  # of a file that is read: it is held in memory, several times over
+_MARKS = {  # how a text in another encoding begins; the longer marks first
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,11 @@ class Document:
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise ValueError(f"document {self.name!r} is empty: a document needs at least one word")
+        for what in ("name", "title", "text"):
+            check_characters(getattr(self, what), f"the {what} of document {self.name!r:.80}")
         for question in self.questions:
+            for what in (question.text, question.answer, *question.also, *question.quoted):
+                check_characters(what, f"question {question.text!r:.80} of document {self.name!r:.80}")
             self._check_span(question)
 
     def _check_span(self, question: Question) -> None:
@@ -69,14 +82,67 @@ class Document:
 
 
 def read_text(path: str | Path, title: str | None = None) -> Document:
-    """Read a UTF-8 plain text or Markdown file. Raises FileNotFoundError, or ValueError for an empty or binary file."""
+    """Read a UTF-8 plain text or Markdown file; without a `title` the file's name is it.
+
+    FileNotFoundError; ValueError for an empty or binary file, another encoding, or a title that is not one line.
+    """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such document: {path}: give the path of a text or Markdown file")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"document {path} is not UTF-8 text (byte {error.start}): convert it to UTF-8") from error
+    text = decoded(file_bytes(path, "document", "the path of a text or Markdown file"), f"document {shown(path)}")
     if not text.strip():
-        raise ValueError(f"document {path} is empty: a document needs at least one word")
-    return Document(name=path.stem, text=text.strip(), title=path.stem if title is None else title)
+        raise ValueError(f"document {shown(path)} is empty: a document needs at least one word")
+    heading = path.stem if title is None else title
+    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in heading):
+        raise ValueError(
+            f"document {shown(path)} has the title {heading!r}, which holds a control character or a line's end: "
+            "give another title"
+        )
+    return Document(name=path.stem, text=text.strip(), title=heading)
+
+
+def file_bytes(path: Path, what: str, wanted: str) -> bytes:
+    """What the file holds. FileNotFoundError, or ValueError for one beyond `MOST_BYTES`, naming `what` it was for."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no such {what}: {shown(path)}: give {wanted}")
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise ValueError(f"{what} {shown(path)} has {size} bytes, at most {MOST_BYTES} are read: split it")
+    return path.read_bytes()
+
+
+def decoded(data: bytes, place: str) -> str:
+    """UTF-8 as text, without the mark that may begin it.
+
+    ValueError for any other encoding, or a NUL byte; both name `place` and the byte, from 0.
+    """
+    for mark, encoding in _MARKS.items():
+        if data.startswith(mark):
+            raise ValueError(
+                f"{place} is {encoding}, not UTF-8 text (byte 0: the mark {mark.hex(' ')}): convert it to UTF-8, "
+                f"such as with iconv -f {encoding} -t UTF-8"
+            )
+    if (at := data.find(0)) >= 0:
+        raise ValueError(f"{place} holds a NUL byte (byte {at}), so it is no text: give UTF-8 text without any")
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{place} is not UTF-8 text (byte {error.start}): convert it to UTF-8, such as with "
+            "iconv -f LATIN1 -t UTF-8"
+        ) from error
+
+
+def check_characters(text: str, what: str) -> None:
+    """ValueError, naming `what`, for a character that is no text: NUL, or half of a surrogate pair."""
+    if (at := text.find("\0")) >= 0:
+        raise ValueError(f"{what} holds a NUL character (character {at}): remove it")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{what} holds half of a surrogate pair (character {error.start}), which no tokenizer takes: remove it, "
+            "or write it in UTF-8"
+        ) from error
+
+
+def shown(path: str | Path) -> str:
+    """A path as one line: what a terminal would act on, or could not print, is escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from liftlab.benchmarks import read_longbench, read_loogle
-from liftlab.documents import Document
+from liftlab.documents import MOST_BYTES, Document
 from liftlab.hub_weights import HubError, fetch_dataset, first_line
 
 LOOGLE, LOOGLE_TASKS = "bigai-nlco/LooGLE", ("shortdep_qa", "longdep_qa")
@@ -72,8 +72,8 @@ def longbench(task: str, revision: str | None = None) -> Source:
     archive = _first(sorted(folder.glob("data.zip")), folder, LONGBENCH, ["data.zip"])
     with _reading(LONGBENCH, folder) as temporary:
         extracted = temporary / f"{task}.jsonl"  # this one name, whatever others the archive holds
-        with zipfile.ZipFile(archive) as members, members.open(f"data/{task}.jsonl") as member:
-            extracted.write_bytes(member.read())  # tens of MB
+        with zipfile.ZipFile(archive) as members:
+            extracted.write_bytes(_member(members, f"data/{task}.jsonl"))  # tens of MB
         documents = read_longbench(extracted)
     return Source(tuple(documents), task, LONGBENCH, folder.name)
 
@@ -81,6 +81,15 @@ def longbench(task: str, revision: str | None = None) -> Source:
 def _check(task: str, known: tuple[str, ...], repository: str) -> None:
     if task not in known:
         raise ValueError(f"task {task!r} of {repository} is unknown: choose one of {', '.join(known)}")
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """One file of an archive; ValueError where it unpacks to more than `MOST_BYTES`, whatever its entry says."""
+    with archive.open(name) as member:
+        data = member.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"{name} unpacks to more than {MOST_BYTES} bytes")
+    return data
 
 
 def _first(found: list[Path], folder: Path, repository: str, patterns: list[str]) -> Path:
@@ -100,7 +109,7 @@ def _reading(repository: str, folder: Path) -> Iterator[Path]:
             yield Path(temporary)
     except HubError:
         raise
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"hub dataset {repository}@{folder.name} cannot be read ({first_line(error)}): delete "
             f"{folder.parents[1]} and fetch it again, or choose another revision"
@@ -121,6 +130,6 @@ def _as_jsonl(shards: Sequence[Path], path: Path) -> Path:
 def _without_gaps(row: dict[str, Any]) -> dict[str, Any]:
     """The row without the fields that Parquet's pairs must have and these have not (None)."""
     pairs = row.get("qa_pairs")
-    if not isinstance(pairs, list):
-        return row
+    if not isinstance(pairs, list) or not all(isinstance(pair, dict) for pair in pairs):
+        return row  # the reader says what is wrong
     return row | {"qa_pairs": [{name: value for name, value in pair.items() if value is not None} for pair in pairs]}

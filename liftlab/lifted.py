@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import peft
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import pydantic
+from safetensors.torch import save_file
 
-from liftlab import adapters, records
-from liftlab.documents import Document
+from liftlab import adapter_files, adapters, records
+from liftlab.documents import Document, shown
 from liftlab.models import BaseModel
 from liftlab.recipes import Recipe
 
@@ -37,6 +39,7 @@ class Lifted:
     """A document in an adapter: its weights, how it was trained, and the training history.
 
     `adapter` is None after full fine-tuning; `state` then holds every weight. `base` is the base model's provenance.
+    `origin` is the folder that it was read from: what comes from one must fit the base model before anything is loaded.
     """
 
     document: Document
@@ -45,14 +48,17 @@ class Lifted:
     state: adapters.State
     history: tuple[Step, ...]
     base: dict
+    origin: Path | None = field(default=None, compare=False)
 
     @contextmanager
     def on(self, base: BaseModel):
         """The base model with this adapter on, for asking; the base model is itself again afterwards.
 
-        Raises ValueError where `base` is not the model that the document was lifted on.
+        Raises ValueError where `base` is not the model that the document was lifted on, or the weights do not fit it.
         """
         self.check_base(base)
+        if self.origin is not None:
+            self._check_fits(base)
         with adapters.attached(base.model, self.adapter, self.state) as model:
             model.eval()
             yield replace(base, model=model)
@@ -68,14 +74,21 @@ class Lifted:
                     )
                 return
 
+    def _check_fits(self, base: BaseModel) -> None:
+        try:
+            adapter_files.check_fits(base.model, self.adapter, self.state)
+        except ValueError as error:
+            raise ValueError(
+                f"the adapter in {shown(self.origin)} does not fit {base.name} ({error}): lift the document again"
+            ) from error
+
     def save(self, folder: str | Path) -> Path:
         """Write a PEFT adapter directory (after full fine-tuning: all weights) with lift.json and the document.
 
         All or nothing: the directory appears complete or not at all. Raises FileExistsError where one stands already.
         """
         folder = Path(folder)
-        if folder.exists():
-            raise FileExistsError(f"{folder} exists already: choose another --out, or remove it first")
+        check_free(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
@@ -103,20 +116,45 @@ class Lifted:
 
     @classmethod
     def load(cls, folder: str | Path) -> Lifted:
-        """Read what `save` wrote. Raises FileNotFoundError, or ValueError naming the damaged file."""
+        """Read what `save` wrote, or a stranger did: nothing there is run, fetched or followed out of the folder.
+
+        Raises FileNotFoundError, or ValueError naming the damaged file and what is wrong with it.
+        """
         folder = Path(folder)
         if not (folder / FACTS).is_file():
             raise FileNotFoundError(
-                f"{folder} is no lifted document ({FACTS} is missing): give a folder that lift wrote"
+                f"{shown(folder)} is no lifted document ({FACTS} is missing): give a folder that lift wrote"
             )
         try:
-            facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-            text = (folder / TEXT).read_text(encoding="utf-8")
-            full = (folder / FULL).is_file()
-            adapter = None if full else peft.PeftConfig.from_pretrained(str(folder))
-            state = load_file(folder / (FULL if full else ADAPTER))
-            document = Document(facts["document"], text, facts["title"])
-            steps = tuple(Step(**step) for step in facts["history"])
-            return cls(document, Recipe(**facts["recipe"]), adapter, state, steps, facts["provenance"]["base_model"])
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"the lifted document in {folder} is damaged ({error}): lift it again") from error
+            facts = adapter_files.parsed(_Facts, adapter_files.object_in(folder, FACTS), FACTS)
+            recipe = Recipe(**facts.recipe)
+            adapter = adapter_files.config(folder, recipe)
+            document = Document(facts.document, adapter_files.text_in(folder, TEXT), facts.title)
+            state = adapter_files.weights(folder, ADAPTER if adapter else FULL)
+        except (OSError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"the lifted document in {shown(folder)} is damaged ({error}): lift the document again"
+            ) from error
+        base = facts.provenance.base_model.model_dump(exclude_unset=True)
+        return cls(document, recipe, adapter, state, tuple(facts.history), base, origin=folder)
+
+
+class _Facts(pydantic.BaseModel):
+    """lift.json, every field of it."""
+
+    model_config = pydantic.ConfigDict(strict=True, extra="forbid")
+
+    title: str
+    document: str
+    recipe: dict[str, Any]
+    history: list[Step]
+    provenance: adapter_files.Made
+
+
+def check_free(folder: Path) -> None:
+    """FileExistsError where something stands at `folder`, a link to nothing too; ValueError where it cannot be made."""
+    if os.path.lexists(folder):
+        raise FileExistsError(f"{shown(folder)} exists already: choose another --out, or remove it first")
+    nearest = next(parent for parent in folder.absolute().parents if os.path.lexists(parent))
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise ValueError(f"{shown(folder)} cannot be made in {shown(nearest)}: choose an --out in a folder to write to")

@@ -12,6 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from liftlab import bounds
+from liftlab.documents import decoded, shown
+
+MOST_YAML = 1_000_000  # bytes of a parameter file
+
 
 class RunError(ValueError):
     """A notebook, profile or parameter that cannot be run as asked."""
@@ -21,10 +26,13 @@ def notebook_json(path: Path) -> dict[str, Any]:
     """The notebook file as JSON (format 4)."""
     try:
         parsed = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path} is not a notebook: {error}") from error
-    if not isinstance(parsed, dict) or "cells" not in parsed:
-        raise RunError(f"{path} is not a notebook of format 4: it has no cells")
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{shown(path)} is not a notebook: {error}") from error
+    if not isinstance(parsed, dict) or not isinstance(parsed.get("cells"), list):
+        raise RunError(f"{shown(path)} is not a notebook of format 4: it has no cells")
+    for number, cell in enumerate(parsed["cells"], start=1):
+        if not isinstance(cell, dict) or not {"cell_type", "source"} <= set(cell):
+            raise RunError(f"{shown(path)} is not a notebook of format 4: cell {number} has no cell_type and source")
     return parsed
 
 
@@ -50,15 +58,25 @@ def defaults(path: Path) -> dict[str, Any]:
 
 
 def from_yaml(path: Path) -> dict[str, Any]:
-    """A profile's parameter file; an empty one is {}."""
+    """A profile's parameter file; an empty one is {}.
+
+    RunError for what is no plain YAML mapping of text to values: tags, aliases, a name given twice, other encodings.
+    """
     import yaml
 
+    from liftlab.plain_yaml import PlainLoader
+
+    data = path.read_bytes()
+    if len(data) > MOST_YAML:
+        raise RunError(f"{shown(path)} has {len(data)} bytes, a parameter file has at most {MOST_YAML}: shorten it")
     try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        values = yaml.load(decoded(data, "it"), PlainLoader)
+    except RecursionError as error:
+        raise RunError(f"{shown(path)} is not YAML of use: it is nested too deep, flatten it") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise RunError(f"{shown(path)} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict | None):
-        raise RunError(f"{path} must hold `parameter: value` lines, it holds a {type(values).__name__}")
+        raise RunError(f"{shown(path)} must hold `parameter: value` lines, it holds a {type(values).__name__}")
     return values or {}
 
 
@@ -79,25 +97,41 @@ def from_text(words: str, default: Any) -> Any:
     """A value given on the command line: JSON; plain text where `default` is text or where it is not JSON."""
     try:
         value = json.loads(words, parse_constant=_refuse)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter: what is nested too deep is no value of any parameter
         return words
     return words if isinstance(default, str) and not isinstance(value, str) else value
 
 
 def checked(name: str, value: Any, known: dict[str, Any], origin: str, notebook: str) -> Any:
-    """`value` in the type of parameter `name` (whole numbers become floats where the default is one), or RunError."""
+    """`value` in the type of parameter `name` (whole numbers become floats where the default is one), or RunError.
+
+    It lies within the bounds of data/parameters.yaml.
+    """
+    if isinstance(value, list | dict):
+        try:
+            bounds.check_json(f"parameter {name}", value)
+        except ValueError as error:
+            raise RunError(f"{error} (from {origin})") from error
     valid = ", ".join(f"{key} ({kind(default)})" for key, default in known.items()) or "none"
-    given = f"parameter {name!r} = {value!r} ({kind(value)}, from {origin})"
+    given = f"parameter {name!r} = {value!r:.200} ({kind(value)}, from {origin})"
     if name not in known:
         raise RunError(f"{given} is not one of notebook {notebook}{suggestion(name, known)}; valid: {valid}")
     try:
-        return _as(value, known[name])
+        taken = _as(value, known[name])
     except TypeError:
         hint = (
             "; YAML reads 1e-3 as text, write 1.0e-3" if isinstance(value, str) and "float" in kind(known[name]) else ""
         )
         wanted = f"must be {kind(known[name])}, such as {known[name]!r}"
         raise RunError(f"{given} of notebook {notebook} {wanted}{hint}; valid: {valid}") from None
+    try:
+        bounds.check(name, taken, notebook)
+    except ValueError as error:
+        own = f"{known[name]!r:.200}"
+        raise RunError(
+            f"{given} of notebook {notebook}: {error}; correct it, or leave it out for the notebook's own {own}"
+        ) from error
+    return taken
 
 
 def suggestion(name: str, known: dict[str, Any]) -> str:

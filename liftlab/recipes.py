@@ -83,7 +83,7 @@ class Recipe:
             raise ValueError("recipe: segment_epochs and mixed_epochs are both 0: nothing would be trained, raise one")
 
     @classmethod
-    def preset(cls, name: str, **changes) -> Recipe:
+    def preset(cls, name: str, /, **changes) -> Recipe:
         """The recipe called `name` in paper/recipes.yaml, with `changes`; ValueError lists what is known."""
         known = presets()
         if name not in known:
@@ -131,7 +131,7 @@ def chosen(name: str, model: str, changes: dict[str, str]) -> Recipe:
 def _value(text: str):
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # too many digits, or brackets: no value of any field
         return text
 
 
@@ -162,7 +162,7 @@ _BOUNDS = {
     "rank": _whole(1),
     "alpha": _number(0, strict=True),
     "target_modules": (
-        lambda v: v == "all-linear" or (isinstance(v, tuple) and v),
+        lambda v: v == "all-linear" or (isinstance(v, tuple) and v and all(isinstance(name, str) for name in v)),
         '"all-linear" or a list of module names',
     ),
     "memory_width": _or_nothing(_whole(1)),
@@ -192,7 +192,10 @@ _BOUNDS = {
     "batch_examples": _or_nothing(_whole(1)),
     "warmup_steps": _whole(0),
     "schedule": _one_of("constant", "linear"),
-    "betas": (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "two numbers in 0..1 (1 excluded)"),
+    "betas": (
+        lambda v: isinstance(v, tuple) and len(v) == 2 and all(_number(0, high=1)[0](beta) for beta in v),
+        "two numbers in 0..1 (1 excluded)",
+    ),
     "epsilon": _number(0, strict=True),
     "weight_decay": _number(0),
     "clip_norm": _number(0, strict=True),

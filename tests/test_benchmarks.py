@@ -176,3 +176,20 @@ def test_a_haystack_is_a_folder_s_texts_by_name(tmp_path):
     assert haystack(tmp_path) == "One.\n\nTwo."
     with pytest.raises(ValueError, match="holds no .txt or .md file"):
         haystack(tmp_path / "nothing")
+
+
+def test_two_documents_of_one_name_are_refused_with_both_lines(tmp_path):
+    row = {"input": "Who?", "context": TEXT, "answers": ["Ben"], "dataset": "musique", "_id": "a1"}
+    path = written(tmp_path / "a.jsonl", row, row | {"_id": "b2"}, row)
+    with pytest.raises(ValueError, match=r'a\.jsonl:3: "_id" \'a1\' is the document of .*a\.jsonl:1 already'):
+        read_longbench(path)
+
+
+@pytest.mark.parametrize(("read", "row"), [
+    (read_questions, {"document": TEXT, "question": "How many?", "answer": 42}),
+    (read_longbench, {"input": "?", "context": TEXT, "answers": [42], "dataset": "m", "_id": "a"}),
+    (read_loogle, {"input": TEXT, "title": "t", "qa_pairs": [{"Q": "How many?", "A": 42}]}),
+])  # fmt: skip
+def test_an_answer_that_is_no_text_is_refused_by_its_line_and_value(tmp_path, read, row):
+    with pytest.raises(ValueError, match=r"a\.jsonl:1 .*42.*quote"):
+        read(written(tmp_path / "a.jsonl", row))

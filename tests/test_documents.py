@@ -1,6 +1,6 @@
 import pytest
 
-from liftlab.documents import Document, Question, read_text
+from liftlab.documents import Document, Question, read_text, shown
 
 
 def test_depth_is_0_at_the_start_and_1_at_the_end():
@@ -41,3 +41,33 @@ def test_missing_empty_and_binary_files_say_so(tmp_path):
     (tmp_path / "bytes.txt").write_bytes(b"ok \xff\xfe")
     with pytest.raises(ValueError, match=r"not UTF-8 text \(byte 3\)"):
         read_text(tmp_path / "bytes.txt")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
+def test_another_encoding_is_refused_by_the_byte_that_shows_it(tmp_path, encoding):
+    (tmp_path / "a.txt").write_bytes("Ada é".encode(encoding))
+    with pytest.raises(ValueError, match=r"a\.txt .*byte \d+.*(convert it to UTF-8|give UTF-8 text)"):
+        read_text(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda: Document("d", "a\0b"), "the text of document 'd' holds a NUL character .character 1.: remove it"),
+        (
+            lambda: Document("d", "a", "\ud800"),
+            "the title of document 'd' holds half of a surrogate pair .character 0.",
+        ),
+        (lambda: Document("\udcff", "a"), r"the name of document '\\udcff' holds half of a surrogate pair"),
+        (lambda: Document("d", "a", questions=(Question("?", "\0"),)), "question '.' of document 'd' holds a NUL"),
+        (lambda: Document("d", "a", questions=(Question("?", "b", also=("\0",)),)), "question '.' .* holds a NUL"),
+    ],
+)
+def test_what_is_no_text_is_refused_wherever_it_stands(made, words):
+    with pytest.raises(ValueError, match=words):
+        made()
+
+
+def test_a_path_is_shown_as_one_line_of_what_can_be_printed():
+    assert shown("a/Café 7.txt") == "a/Café 7.txt"
+    assert shown("a\nb\x1b[31m\udce9") == r"a\nb\x1b[31m\udce9"

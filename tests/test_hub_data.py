@@ -205,3 +205,21 @@ def test_a_damaged_parquet_file_is_one_clear_error(cache: Path):
 def test_without_torch():
     code = "import sys, liftlab.hub_data; sys.exit(bool({'torch', 'transformers', 'pyarrow'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_an_archive_that_unpacks_beyond_the_bound_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    made = snapshot(cache, hub_data.LONGBENCH)
+    with zipfile.ZipFile(made / "data.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data/musique.jsonl", b" " * 100_000)
+    monkeypatch.setattr(hub_data, "MOST_BYTES", 99_999)
+    with pytest.raises(ValueError, match="musique.jsonl unpacks to more than 99999 bytes"):
+        hub_data.longbench("musique")
+
+
+def test_pairs_of_another_kind_are_refused_by_the_reader(cache: Path):
+    made = snapshot(cache, hub_data.LOOGLE)
+    (made / "shortdep_qa").mkdir()
+    rows = [ROWS[0] | {"qa_pairs": ["Where?"]}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), made / "shortdep_qa" / "test-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match="qa_pairs"):
+        hub_data.loogle("shortdep_qa")
