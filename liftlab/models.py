@@ -85,8 +85,9 @@ def load(
     `window` (tokens) lowers the model's own. `dtype` is float32, bfloat16 or float16 (default: float32 on the CPU,
     bfloat16 on CUDA), `device` as torch spells it (default: cuda where there is one). `four_bit` (CUDA and bitsandbytes
     only) quantises the frozen weights to NF4, as 2502.14644v1-v3 does. Only safetensors are read, and no code from a
-    model repository is run. Raises ModelError.
+    model repository is run. Kernels: see `weights.choose_kernels`. Raises ModelError.
     """
+    weights.choose_kernels()
     place = weights.place(device)
     precision = weights.precision(dtype, place)
     logging.disable_progress_bar()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import csv
+import errno
 import hashlib
 import io
 import json
 import math
 import os
-import platform
-import subprocess
-from importlib import metadata
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from liftlab.provenance import as_json, provenance
+
+__all__ = ["COLUMNS", "RecordError", "WriteError", "check", "provenance", "read", "replace_file", "sidecar", "write"]
 
 if TYPE_CHECKING:  # pandas is imported by the functions that need it: the command line starts without it
     import pandas as pd
@@ -20,11 +24,30 @@ if TYPE_CHECKING:  # pandas is imported by the functions that need it: the comma
 TEXT = ("study", "base_model", "document", "condition", "metric", "unit")  # required, never empty
 WHOLE = ("document_tokens", "seed")  # required
 COLUMNS = ("study", "base_model", "document", "document_tokens", "seed", "condition", "metric", "unit", "value")
-PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "pandas", "scipy")
+QUOTED = re.compile('[,"\r\n]')  # a text with one of these stands in quotes
+REMEDIES = {  # of a write that the system refuses, by its error number
+    errno.ENOSPC: "free some space there, then run again",
+    errno.EDQUOT: "free some of your quota there, then run again",
+    errno.EROFS: "it is read-only, use a folder that can be written to",
+    errno.EACCES: "get the right to write there, or use another folder",
+    errno.EPERM: "get the right to write there, or use another folder",
+    errno.ENOTDIR: "a file stands where its folder should be, move it away",
+    errno.EEXIST: "a file stands where its folder should be, move it away",
+    errno.EISDIR: "a folder stands where the file should be, move it away",
+    errno.ENAMETOOLONG: "use a shorter name",
+}
+UNSYNCED = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM)  # systems that cannot sync a folder
 
 
 class RecordError(ValueError):
     """A table breaks the contract of records, or a records file is damaged."""
+
+
+class WriteError(OSError):
+    """The system refuses to write a file: a full disk, a read-only folder. `errno` is the system's number."""
+
+    def __str__(self) -> str:
+        return self.strerror
 
 
 def check(frame: pd.DataFrame) -> pd.DataFrame:
@@ -45,8 +68,9 @@ def check(frame: pd.DataFrame) -> pd.DataFrame:
     kinds = {name: _kind(frame[name]) for name in frame.columns}
     for name in TEXT:
         _require(kinds[name] == "text", frame, name, "must hold text")
-        empty = frame[name].isna() | (frame[name].astype(str).str.strip() == "")
-        _require(not empty.any(), frame, name, f"is empty in row {empty.argmax()}: give a text")
+        empty = [value for value in frame[name].unique() if not isinstance(value, str) or not value.strip()]
+        row = frame[name].isin(empty).argmax()
+        _require(not empty, frame, name, f"is empty in row {row}: give a text")
     for name in WHOLE:
         _require(kinds[name] == "whole", frame, name, "must hold whole numbers, in every row")
     _require(kinds["value"] in ("number", "whole"), frame, "value", "must hold numbers")
@@ -55,20 +79,23 @@ def check(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def write(frame: pd.DataFrame, path: str | Path, provenance: dict[str, Any]) -> Path:
+def write(frame: pd.DataFrame, path: str | Path, provenance: dict[str, Any], *, keep_equal: bool = False) -> Path:
     """Write a checked table as CSV, each file atomically; the provenance goes first, to the same name with `.json`.
 
     Numbers are written in the shortest form that reads back exactly, so writing what was read gives the same bytes.
+    `keep_equal`: where a whole table with the same bytes stands, it and its provenance stay untouched.
     """
     path = _csv_path(path)
     frame = check(frame)
     data = _csv(frame)
-    sidecar = {
+    if keep_equal and _stands(path, data):
+        return path
+    about = {
         "sha256": hashlib.sha256(data).hexdigest(),
         "columns": {name: "number" if name == "value" else _kind(frame[name]) for name in frame.columns},
         "provenance": provenance,
     }
-    replace_file(path.with_suffix(".json"), _json(sidecar))
+    replace_file(path.with_suffix(".json"), as_json(about))
     replace_file(path, data)
     return path
 
@@ -83,44 +110,76 @@ def read(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     path = _csv_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such records: {path}: run its notebook first")
-    data, sidecar = path.read_bytes(), _sidecar(path.with_suffix(".json"))
-    if hashlib.sha256(data).hexdigest() != sidecar["sha256"]:
+    data, about = path.read_bytes(), sidecar(path)
+    if hashlib.sha256(data).hexdigest() != about["sha256"]:
         raise RecordError(
             f"records {path} differ from the checksum in {path.stem}.json: edited or cut short, run again"
         )
-    rows = list(csv.reader(io.StringIO(data.decode("utf-8"), newline="")))
-    columns = zip(rows[0], zip(*rows[1:], strict=True), strict=True)
-    frame = pd.DataFrame({name: _parsed(values, sidecar["columns"][name]) for name, values in columns})
-    return check(frame), sidecar["provenance"]
+    texts = pd.read_csv(io.BytesIO(data), dtype=str, na_filter=False)
+    frame = pd.DataFrame({name: _parsed(texts[name], about["columns"][name]) for name in texts})
+    return check(frame), about["provenance"]
 
 
-def provenance(**facts: Any) -> dict[str, Any]:
-    """What made a record: versions, git state, machine, plus the caller's `facts` (base model, settings, gpu ...)."""
-    known = {
-        "liftlab": _version("liftlab"),
-        "git": _git(Path(__file__).resolve().parent),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "hardware": {"platform": platform.platform(), "cpu": _cpu_name(), "cpus": os.cpu_count()},
-    }
-    taken = sorted(set(known) & set(facts))
-    if taken:
-        raise RecordError(f"fact {taken[0]!r} is one that provenance finds by itself: name yours otherwise")
-    return json.loads(_json(known | facts))
+def sidecar(path: str | Path) -> dict[str, Any]:
+    """What stands beside a table, whether or not that is whole: sha256, columns (name to kind), provenance."""
+    path = _csv_path(path).with_suffix(".json")
+    try:
+        about = json.loads(path.read_text("utf-8"))
+        return {key: about[key] for key in ("sha256", "columns", "provenance")}
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"records lack a whole {path} (provenance and checksum): run the notebook again") from error
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one step: a reader, or a kill at any moment, sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Put `data` at `path` in one step: a reader, or a kill at any moment, sees the old file or the new one.
+
+    Raises WriteError where the system refuses; the old file stays then.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with refusals_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def refusals_told(path: Path) -> Iterator[None]:
+    """Where the system refuses in the block to write `path`: WriteError, one sentence with the path and a remedy."""
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno, "see to the disk or the folder, then run again")
+        raise WriteError(error.errno, f"cannot write {path} ({error.strerror or error}): {remedy}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name last through a loss of power, where the system can."""
+    if os.name == "nt":  # has no such call
+        return
+    try:
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+    except OSError as error:
+        if error.errno not in UNSYNCED:
+            raise
+
+
+def _stands(path: Path, data: bytes) -> bool:
+    """Whether `data` is at `path`, with a whole sidecar of it."""
+    try:
+        return path.read_bytes() == data and sidecar(path)["sha256"] == hashlib.sha256(data).hexdigest()
+    except (FileNotFoundError, RecordError):
+        return False
 
 
 def _require(holds: bool, frame: pd.DataFrame, name: str, rule: str) -> None:
@@ -134,6 +193,7 @@ def _first_duplicate(frame: pd.DataFrame) -> str:
 
 def _kind(column: pd.Series) -> str:
     """What a column holds: "flag" (true/false), "whole", "number" or "text"; RecordError for anything else."""
+    import pandas as pd
     from pandas.api import types
 
     for kind, matches in (("flag", types.is_bool_dtype), ("whole", types.is_integer_dtype)):
@@ -144,7 +204,7 @@ def _kind(column: pd.Series) -> str:
             return kind
     if types.is_float_dtype(column):
         return "number"
-    if column.dropna().map(lambda value: isinstance(value, str)).all():
+    if isinstance(column.dtype, pd.StringDtype) or column.dropna().map(lambda value: isinstance(value, str)).all():
         return "text"
     raise RecordError(
         f"record table: column {column.name!r} ({column.dtype}) must hold one of text, numbers, true/false"
@@ -153,29 +213,29 @@ def _kind(column: pd.Series) -> str:
 
 def _csv(frame: pd.DataFrame) -> bytes:
     """Text quoted where CSV needs it, missing values empty, lines ended by a single newline."""
-    texts = [_written(frame[name], "number" if name == "value" else _kind(frame[name])) for name in frame.columns]
-    out = io.StringIO()
-    writer = csv.writer(out, quoting=csv.QUOTE_MINIMAL, lineterminator="\n")
-    writer.writerow(frame.columns)
-    writer.writerows(zip(*texts, strict=True))
-    return out.getvalue().encode("utf-8")
+    columns = [_written(frame[name], "number" if name == "value" else _kind(frame[name])) for name in frame.columns]
+    lines = [map(_quoted, frame.columns), *zip(*columns, strict=True)]
+    return "".join(",".join(line) + "\n" for line in lines).encode("utf-8")
 
 
 def _written(column: pd.Series, kind: str) -> list[str]:
     if kind == "number":
         numbers = column.to_numpy(float, na_value=math.nan).tolist()
         return ["" if math.isnan(value) else repr(value) for value in numbers]
-    return column.fillna("").tolist() if kind == "text" else [str(value) for value in column.tolist()]
+    values = column.fillna("").tolist() if kind == "text" else column.tolist()
+    return [_quoted(value) if kind == "text" else str(value) for value in values]
 
 
-def _parsed(values: tuple[str, ...], kind: str) -> pd.Series:
-    import pandas as pd
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if QUOTED.search(text) else text
 
+
+def _parsed(texts: pd.Series, kind: str) -> pd.Series:
     if kind == "number":
-        return pd.Series([float(value) if value else math.nan for value in values], dtype="float64")
+        return texts.map(lambda text: float(text) if text else math.nan).astype("float64")
     if kind == "whole":
-        return pd.Series([int(value) for value in values], dtype="int64")
-    return pd.Series([v == "True" for v in values], dtype=bool) if kind == "flag" else pd.Series(values, dtype="str")
+        return texts.astype("int64")
+    return texts == "True" if kind == "flag" else texts
 
 
 def _csv_path(path: str | Path) -> Path:
@@ -183,55 +243,3 @@ def _csv_path(path: str | Path) -> Path:
     if path.suffix != ".csv":
         raise RecordError(f"records file {path} must end in .csv")
     return path
-
-
-def _json(content: Any) -> bytes:
-    try:
-        return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")
-    except TypeError as error:
-        raise RecordError(f"provenance must hold JSON values only: {error}") from error
-
-
-def _sidecar(path: Path) -> dict[str, Any]:
-    """The JSON beside a table, complete, or RecordError."""
-    try:
-        sidecar = json.loads(path.read_text("utf-8"))
-        return {key: sidecar[key] for key in ("sha256", "columns", "provenance")}
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise RecordError(f"records lack a whole {path} (provenance and checksum): run the notebook again") from error
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git(folder: Path) -> dict[str, Any] | None:
-    """Commit and whether anything differs from it (untracked files too); None where `folder` is not tracked by git."""
-    if not _git_says(folder, "ls-files", "."):
-        return None
-    return {
-        "commit": (_git_says(folder, "rev-parse", "--verify", "--quiet", "HEAD") or "").strip() or None,
-        "dirty": bool(_git_says(folder, "status", "--porcelain", "--untracked-files=normal")),
-    }
-
-
-def _git_says(folder: Path, *words: str) -> str | None:
-    """Git's answer, None if git is absent or refuses. A hook's GIT_* variables would name another repository."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    command = ["git", "--no-optional-locks", "-C", str(folder), *words]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return answer.stdout
-
-
-def _cpu_name() -> str:
-    """The processor's name as the system reports it; the architecture where it reports none."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from liftlab.gguf_weights import ModelError
 from liftlab.hub_weights import first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DETERMINISTIC = "LIFTLAB_DETERMINISTIC"  # environment variable: 1 for kernels that give the same bits each time
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, SafetensorError)
 
 
@@ -33,6 +35,20 @@ def place(device: str | None) -> torch.device:
             f"device {device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; give cpu"
         )
     return chosen
+
+
+def choose_kernels() -> None:
+    """Deterministic kernels where LIFTLAB_DETERMINISTIC is 1, slower on CUDA; torch's own choice where it is not.
+
+    To be called before anything is computed on CUDA. Records say which in provenance, torch, deterministic. Raises
+    ModelError.
+    """
+    given = os.environ.get(DETERMINISTIC, "0")
+    if given not in ("0", "1"):
+        raise ModelError(f"{DETERMINISTIC} = {given!r}: give 1 for deterministic kernels, or 0")
+    if given == "1":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+        torch.use_deterministic_algorithms(True)
 
 
 def precision(dtype: str | None, device: torch.device) -> torch.dtype:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -79,6 +82,27 @@ def corrupt(path: Path) -> None:
 
 
 # --- what load returns
+
+
+KERNELS = """
+import torch
+from liftlab import models, records
+models.load("micro", device="cpu")
+print(records.provenance()["torch"]["deterministic"], torch.are_deterministic_algorithms_enabled())
+"""
+
+
+@pytest.mark.parametrize(("given", "said"), [("1", "True True\n"), ("0", "False False\n")])
+def test_deterministic_kernels_are_chosen_by_the_environment_and_told(given, said):
+    environment = os.environ | {"LIFTLAB_DETERMINISTIC": given}
+    done = subprocess.run([sys.executable, "-c", KERNELS], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == said
+
+
+def test_another_word_for_deterministic_kernels_is_refused(monkeypatch):
+    monkeypatch.setenv("LIFTLAB_DETERMINISTIC", "yes")
+    with pytest.raises(ModelError, match="LIFTLAB_DETERMINISTIC = 'yes': give 1"):
+        models.load("micro")
 
 
 def test_directory_gives_the_frozen_model_that_was_saved(directory: Path):

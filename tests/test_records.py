@@ -1,12 +1,14 @@
-import json
-import subprocess
-import sys
+import errno
+import os
+import pickle
+import stat
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from liftlab import records
+from liftlab.provenance import ProvenanceError
 
 ROW = {
     "study": "lift_vs_icl",
@@ -83,6 +85,22 @@ def test_what_was_written_is_read_back_exactly(tmp_path):
     assert again.with_suffix(".json").read_bytes() == path.with_suffix(".json").read_bytes()
 
 
+@pytest.mark.parametrize(
+    "text", ["a lone \r return", "\r", "nul \0", "  spaces ", "long " * 50_000, "'", '""', "é \u2028 \x85"]
+)
+def test_any_text_is_read_back_as_it_was(tmp_path, text):
+    """Whatever a model answers, however long: no text ends a line or a field."""
+    path = records.write(table(question=["before", text, "after"]), tmp_path / "t.csv", {})
+    assert records.read(path)[0]["question"].tolist() == ["before", text, "after"]
+
+
+def test_each_kind_is_read_in_its_own_type(tmp_path):
+    path = records.write(table(merged=[True, False, True], rank=[2**62 + 1, 0, -5]), tmp_path / "t.csv", {})
+    read, _ = records.read(path)
+    assert (read["merged"].dtype, read["rank"].dtype, read["value"].dtype) == (bool, np.int64, np.float64)
+    assert read["rank"].tolist() == [2**62 + 1, 0, -5]
+
+
 def test_whole_values_are_read_as_numbers(tmp_path):
     read, _ = records.read(records.write(table(value=[1, 2, 3]), tmp_path / "t.csv", {}))
     assert read["value"].dtype == np.float64
@@ -121,14 +139,21 @@ def test_a_missing_file_and_a_wrong_ending_are_named(tmp_path):
         records.write(table(), tmp_path / "t.txt", {})
 
 
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     """The old table stays readable when the new one cannot be written."""
     path = records.write(table(), tmp_path / "t.csv", {"seed": 0})
-    with pytest.raises(records.RecordError, match="JSON values only"):
+    with pytest.raises(ProvenanceError, match="JSON values only"):
         records.write(table(2), path, {"seed": object()})
-    monkeypatch.setattr(records.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(records.os, "fsync", full_disk)
+    with pytest.raises(records.WriteError, match=r"t\.json \(No space left on device\): free some space") as refused:
         records.write(table(2), path, {"seed": 1})
+    assert refused.value.errno == errno.ENOSPC and isinstance(refused.value, OSError)
+    again = pickle.loads(pickle.dumps(refused.value))  # as it comes from another process
+    assert (type(again), str(again), again.errno) == (records.WriteError, str(refused.value), errno.ENOSPC)
     assert len(records.read(path)[0]) == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == ["t.csv", "t.json"]
 
@@ -140,37 +165,69 @@ def test_the_provenance_is_there_before_the_table(tmp_path, monkeypatch):
     assert written == [".json", ".csv"]
 
 
-def test_provenance_tells_versions_machine_and_facts():
-    known = records.provenance(gpu="H100", settings={"rank": 8})
-    assert known["packages"]["pandas"] == pd.__version__
-    assert known["python"] == sys.version.split()[0]
-    assert known["hardware"]["cpu"] and known["hardware"]["cpus"] >= 1
-    assert (known["gpu"], known["settings"]) == ("H100", {"rank": 8})
-    assert json.loads(json.dumps(known)) == known
+def states(path):
+    return [(file.read_bytes(), file.stat().st_mtime_ns, file.stat().st_ino) for file in both(path)]
 
 
-def test_a_fact_may_not_hide_what_provenance_finds():
-    with pytest.raises(records.RecordError, match="'git'"):
-        records.provenance(git="mine")
+def both(path):
+    return [path, path.with_suffix(".json")]
 
 
-def git(folder, *words):
-    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    done = subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
+def test_an_equal_table_is_kept_with_its_provenance_where_that_is_asked_for(tmp_path):
+    """Neither file is touched; any other table, or a damaged file, is written anew."""
+    path = records.write(table(), tmp_path / "t.csv", {"run": 1})
+    before = states(path)
+    records.write(table(), path, {"run": 2}, keep_equal=True)
+    assert states(path) == before
+    records.write(table(), path, {"run": 2})
+    assert records.read(path)[1] == {"run": 2}
+    records.write(table(2), path, {"run": 3}, keep_equal=True)
+    assert len(records.read(path)[0]) == 2 and records.read(path)[1] == {"run": 3}
+    for damaged in both(path):
+        damaged.write_bytes(damaged.read_bytes()[:-20])
+        records.write(table(2), path, {"run": 4}, keep_equal=True)
+        assert records.read(path)[1] == {"run": 4}
+        path.with_suffix(".json").unlink()
+        records.write(table(2), path, {"run": 5}, keep_equal=True)
+        assert records.read(path)[1] == {"run": 5}
 
 
-def test_git_state_is_the_commit_and_whether_anything_differs(tmp_path):
-    """None outside git and where git does not track the folder; an untracked file counts as dirty."""
-    source = tmp_path / "package"
-    source.mkdir()
-    (source / "a.py").write_text("a = 1\n")
-    assert records._git(source) is None
-    git(tmp_path, "init", "-q")
-    assert records._git(source) is None
-    git(tmp_path, "add", ".")
-    assert records._git(source) == {"commit": None, "dirty": True}
-    git(tmp_path, "commit", "-qm", "first")
-    assert records._git(source) == {"commit": git(tmp_path, "rev-parse", "HEAD"), "dirty": False}
-    (tmp_path / "new.txt").write_text("x")
-    assert records._git(source)["dirty"]
+def test_a_new_name_is_synced_with_its_folder(tmp_path, monkeypatch):
+    """First the data, then, when the file has its name, the folder that holds the name."""
+    synced = []
+
+    def sync(number):
+        folder = stat.S_ISDIR(os.fstat(number).st_mode)
+        synced.append(("folder" if folder else "file", (tmp_path / "a.txt").exists()))
+
+    monkeypatch.setattr(records.os, "fsync", sync)
+    records.replace_file(tmp_path / "a.txt", b"data")
+    assert synced == [("file", False), ("folder", True)]
+
+
+def test_a_system_that_cannot_sync_a_folder_writes_all_the_same(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def sync(number):
+        if stat.S_ISDIR(os.fstat(number).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(number)
+
+    monkeypatch.setattr(records.os, "fsync", sync)
+    records.replace_file(tmp_path / "a.txt", b"data")
+    assert (tmp_path / "a.txt").read_bytes() == b"data"
+
+
+def test_a_refused_write_says_where_why_and_what_to_do(tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    (tmp_path / "folder").mkdir()
+    cases = {
+        tmp_path / "taken" / "a.txt": "a file stands where its folder should be",
+        tmp_path / "folder": "a folder stands where the file should be",
+        tmp_path / ("x" * 300): "use a shorter name",
+    }
+    for path, remedy in cases.items():
+        with pytest.raises(records.WriteError) as refused:
+            records.replace_file(path, b"data")
+        assert str(path) in str(refused.value) and remedy in str(refused.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "taken"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from liftlab import adapters, models, records, reference
+from liftlab import adapters, models, provenance, records, reference
 from liftlab.examples import document_ids, known_pairs
 from liftlab.lifted import Step
 from liftlab.models import BaseModel
@@ -107,7 +107,7 @@ def v4_style() -> dict[str, str]:
 
 def run(comparison: Comparison, path: str | Path, command: str, progress: bool = True) -> pd.DataFrame:
     """Measure, and write the records to `path`; `command` is the command line that asked for it."""
-    base = models.load(comparison.base)
+    start, base = provenance.now(), models.load(comparison.base)
     work, load, facts = work_of(base, comparison), reloading(base), records.provenance(base_model=base.provenance)
     lengths = [len(document_ids(base.tokenizer, document)) for document, _ in work]
     shared = {
@@ -123,6 +123,7 @@ def run(comparison: Comparison, path: str | Path, command: str, progress: bool =
     frame = measure(load, work, comparison, progress).assign(**shared)
     frame = frame[[*records.COLUMNS, *frame.columns.difference(records.COLUMNS, sort=False)]]
     facts |= {"settings": asdict(comparison) | {"recipe": comparison.recipe.as_dict()}, "command": command}
+    facts |= {"start": start, "end": provenance.now()}
     records.write(frame, path, facts)
     return frame
 

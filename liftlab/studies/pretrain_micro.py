@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from liftlab import cells
+from liftlab import cells, provenance
 from liftlab.documents import Document, Question
 from liftlab.gguf_weights import write_checksums
 from liftlab.pretraining import FULL_WORDS, Schedule, answered_right, pretrain, word_tokenizer
@@ -42,7 +42,8 @@ def run(
         "every": every,
     }  # fmt: skip
     compute = partial(cell, out=Path(out))
-    return cells.run("pretrain_micro", compute, [settings], Path(records), (*COMPUTE, __name__), {}, data_files()[:1])
+    modules, made = (*COMPUTE, __name__), partial(_facts, Path(out))
+    return cells.run("pretrain_micro", compute, [settings], Path(records), modules, made, data_files()[:1])
 
 
 def held_out(registers: int, questions: int) -> tuple[list[Document], list[list[Question]]]:
@@ -77,6 +78,12 @@ def cell(
         }
         for document, question, step, condition, metric, value in rows
     )  # fmt: skip
+
+
+def _facts(out: Path) -> dict:
+    """Of the model that the cell has just written."""
+    weights = provenance.hashes(sorted(out.glob("*.safetensors")))
+    return {"made": {"files_sha256": weights, "dtype": "float32", "device": "cpu"}}
 
 
 def _write(model, out: Path) -> None:
