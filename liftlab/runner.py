@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
+from glob import escape
 from pathlib import Path
 from typing import Any
 
+from liftlab import kernels, provenance, records, run_log
+from liftlab.kernels import NotebookFailed
 from liftlab.parameters import (
     RunError,
     checked,
@@ -18,17 +22,12 @@ from liftlab.parameters import (
     from_text,
     from_yaml,
     notebook_json,
-    papermill_path,
-    quiet_papermill,
     source_of,
     suggestion,
 )
 
 RUNS, NOTEBOOKS, FIGURES = "papermill_runs", "notebooks", "figures"
-
-
-class NotebookFailed(RunError):
-    """A notebook was executed and one of its cells failed."""
+CLOCKS = ("start_time", "end_time", "duration")  # that papermill keeps of each cell
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,11 @@ def figures_folder(profile: str) -> Path:
     return root() / FIGURES / profile
 
 
+def logs_folder(root: Path, profile: str) -> Path:
+    """Where a profile's runs keep their logs."""
+    return root / RUNS / profile / "logs"
+
+
 def notebooks(root: Path) -> list[Notebook]:
     """Every notebook of the repository, by name, those that read the others' records last: the order of a run."""
     found = [_described(path) for path in sorted((root / NOTEBOOKS).glob("*.ipynb"))]
@@ -128,22 +132,25 @@ def parameters(root: Path, name: str, profile: str, sets: dict[str, str]) -> dic
 def run(root: Path, name: str, profile: str, sets: dict[str, str]) -> Path:
     """Execute a notebook in the root; returns papermill_runs/PROFILE/NAME.ipynb, there only when all cells passed.
 
-    A failed cell raises NotebookFailed with its last error line and leaves NAME.failed.ipynb instead.
+    A failed cell or a dying kernel raises NotebookFailed with its last line and leaves NAME.failed.ipynb instead. One
+    process at a time executes a notebook under a profile: a second one waits, and says so on stderr.
     """
     root = Path(root).resolve()
     values, source = parameters(root, name, profile, sets), notebook(root, name).path
     done, failed, running = (root / RUNS / profile / f"{name}{tail}.ipynb" for tail in ("", ".failed", ".running"))
-    try:
-        _execute(source, running, values, root)
-        _add_provenance(running, profile, values)
-        running.replace(done)
-        failed.unlink(missing_ok=True)
-    except NotebookFailed as error:
-        if running.exists():
-            running.replace(failed)
-        raise NotebookFailed(f"notebook {name} failed {error}; see {failed.relative_to(root)}") from error
-    finally:
-        running.unlink(missing_ok=True)
+    with _executing_alone(running.with_name(f".{name}.lock"), name, profile):
+        _sweep(running.parent, name)
+        began = provenance.now()
+        try:
+            _execute(source, running, values, root)
+            _keep(running, done, root, source, profile=profile, parameters=values, start=began, end=provenance.now())
+            failed.unlink(missing_ok=True)
+        except NotebookFailed as error:
+            where = failed.relative_to(root)
+            _keep(running, failed, root, source, profile=profile, parameters=values, start=began, end=provenance.now())
+            raise NotebookFailed(f"notebook {name} failed {error}; see {where}") from error
+        finally:
+            running.unlink(missing_ok=True)
     return done
 
 
@@ -152,52 +159,60 @@ def last_run(root: Path, name: str, profile: str) -> LastRun | None:
     for tail, status in ((".failed", "failed"), ("", "done")):
         path = root / RUNS / profile / f"{name}{tail}.ipynb"
         if path.is_file():
-            kept = notebook_json(path).get("metadata", {}).get("papermill", {})
-            return LastRun(status, str(kept.get("end_time") or ""), float(kept.get("duration") or math.nan), path)
+            kept = notebook_json(path).get("metadata", {}).get("liftlab", {}).get("provenance", {})
+            start, end = (str(kept.get(moment) or "") for moment in ("start", "end"))
+            both = (datetime.fromisoformat(end) - datetime.fromisoformat(start)) if start and end else None
+            return LastRun(status, end, both.total_seconds() if both else math.nan, path)
     return None
 
 
-def _execute(source: Path, output: Path, values: dict[str, Any], root: Path) -> None:
-    """Run every cell with papermill. NotebookFailed for a failing cell or a dying kernel."""
-    import papermill
-    from jupyter_client.kernelspec import NoSuchKernel
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-    from traitlets.config import Config
-
-    kernel = {"kernel_name": "python3", "language": "python", "progress_bar": False, "cwd": str(root)}
-    kernel["config"] = Config(KernelManager={"transport_encryption": "auto"})  # other users of the machine may listen
-    try:
-        with _clean_environment(), quiet_papermill():
-            papermill.execute_notebook(papermill_path(source), papermill_path(output), values, **kernel)
-    except papermill.PapermillExecutionError as error:
-        line = " ".join(f"{error.ename}: {error.evalue}".split())
-        raise NotebookFailed(f"in cell [{error.exec_count}]: {line}") from error
-    except (DeadKernelError, CellTimeoutError) as error:
-        raise NotebookFailed(f"because its kernel died or hung: {error}") from error
-    except NoSuchKernel as error:
-        raise RunError("Jupyter kernel 'python3' is not installed here: pip install ipykernel") from error
-
-
 @contextmanager
-def _clean_environment() -> Iterator[None]:
-    """The kernel is this interpreter's own and shows figures, whatever the shell or another Jupyter left behind."""
-    kept = dict(os.environ)
-    for name in ("MPLBACKEND", "JPY_PARENT_PID", "JPY_SESSION_NAME", "PAPERMILL_OUTPUT_PATH"):
-        os.environ.pop(name, None)
-    os.environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    try:
+def _executing_alone(path: Path, name: str, profile: str) -> Iterator[None]:
+    """Hold the lock file `path`; that of a process that died is free at once."""
+    from liftlab.locks import held  # here, because most commands execute nothing
+
+    with held(path, wait=False) as got:
+        if got:
+            yield
+            return
+    reason = f"another run executes notebook {name} under {profile}: waiting for its end"
+    print(f"liftlab: {reason}", file=sys.stderr, flush=True)
+    run_log.event("notebook", notebook=name, status="waiting", reason=reason)
+    with held(path):
+        run_log.event("notebook", notebook=name, status="running")
         yield
-    finally:
-        os.environ.clear()
-        os.environ.update(kept)
 
 
-def _add_provenance(path: Path, profile: str, values: dict[str, Any]) -> None:
-    from liftlab import records
+def _sweep(folder: Path, name: str) -> None:
+    """Remove what a killed execution left half-written."""
+    for tail in (".ipynb.*.tmp", ".failed.ipynb.*.tmp"):
+        for path in folder.glob(f".{escape(name)}{tail}"):
+            path.unlink()
+    (folder / f"{name}.running.ipynb").unlink(missing_ok=True)
 
-    executed = notebook_json(path)
-    made_with = records.provenance(profile=profile, parameters=values)
-    executed.setdefault("metadata", {}).setdefault("liftlab", {})["provenance"] = made_with
+
+def _execute(source: Path, running: Path, values: dict[str, Any], root: Path) -> None:
+    """As `kernels.execute`; OSError, said in one sentence, where the disk is full or read-only."""
+    try:
+        kernels.execute(source, running, values, root)
+    except OSError as error:
+        what = f"cannot execute notebook {source.stem} into {running} ({error.strerror or error})"
+        raise records.WriteError(error.errno, f"{what}: free space on the disk, or make the folder writable") from error
+
+
+def _keep(running: Path, path: Path, root: Path, source: Path, **facts: Any) -> None:
+    """Put the executed notebook at `path` with its provenance, and without what else changes from run to run."""
+    executed = notebook_json(running)
+    metadata = executed.setdefault("metadata", {})
+    for kept in (metadata, *(cell["metadata"] for cell in executed["cells"])):
+        kept.pop("execution", None)  # moments at which messages came
+        kept["papermill"] = {key: fact for key, fact in kept.get("papermill", {}).items() if key not in CLOCKS}
+    for cell in executed["cells"]:
+        if "injected-parameters" in cell["metadata"].get("tags", []):
+            cell["id"] = "injected-parameters"  # papermill draws another one each time
+    metadata["papermill"] |= {f"{end}_path": p.relative_to(root).as_posix() for end, p in
+                              (("input", source), ("output", path))}  # fmt: skip
+    metadata.setdefault("liftlab", {})["provenance"] = provenance.provenance(**facts)
     records.replace_file(path, (json.dumps(executed, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
 
 

@@ -3,16 +3,18 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections import defaultdict
 
 import joblib
+import psutil
 import pytest
 from test_runner import write
 
-from liftlab import side_by_side
+from liftlab import processes, progress, run_log, runner, side_by_side
 from liftlab.cells import WORKERS
 
 PROGRAM = """
@@ -38,7 +40,7 @@ def root(tmp_path, monkeypatch):
         write(tmp_path, name, "1", metadata=kinds.get(name))
         (tmp_path / f"papermill_runs/micro/{name}.yaml").write_text("")
     monkeypatch.chdir(tmp_path)
-    for name in (*side_by_side.CORES, WORKERS):
+    for name in (*side_by_side.CORES, WORKERS, run_log.LOG, run_log.NOTEBOOK):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
@@ -69,16 +71,13 @@ def logged(root):
 
 
 def keep_run(root, name, seconds, tail=""):
-    kept = {"cells": [], "metadata": {"papermill": {"end_time": "2026-01-01T00:00:00", "duration": seconds}}}
+    began = {"start": "2026-01-01T00:00:00.000+00:00", "end": f"2026-01-01T00:00:{seconds:06.3f}+00:00"}
+    kept = {"cells": [], "metadata": {"liftlab": {"provenance": began}}}
     (root / f"papermill_runs/micro/{name}{tail}.ipynb").write_text(json.dumps(kept))
 
 
 def alive(process):
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    return psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE
 
 
 def test_the_longest_of_the_last_runs_goes_first_and_an_unknown_one_before_it(root):
@@ -93,18 +92,11 @@ def test_the_longest_of_the_last_runs_goes_first_and_an_unknown_one_before_it(ro
     assert side_by_side.turns(root, "micro", asked, 1) == [["a", "b", "c"]]  # nothing to gain: the order asked for
 
 
-def test_what_times_or_asks_a_generator_runs_alone_and_what_reads_records_last(root):
+def test_what_times_itself_runs_alone_and_what_reads_records_last(root):
+    """Notebooks that ask a generator run side by side as all do: the cache of replies is safe between processes."""
     asked = dict.fromkeys(["reader", "timed", "a", "b", "c"], {})
+    asked["b"] = {"auxiliary": {"task": "window", "count": 3, "generator": "model"}, "judge": {"model": "model"}}
     assert side_by_side.turns(root, "micro", asked, 2) == [["a", "b", "c"], ["timed"], ["reader"]]
-    for parameters in (
-        {"auxiliary": {"task": "window", "count": 3, "generator": "model"}},
-        {"conditions": {"lift": {"auxiliary": {"generator": "writer", "endpoint": "http://localhost"}}}},
-        {"parts": [{"generator": "model"}]},
-        {"judge": {"model": "model"}},
-    ):
-        assert side_by_side.turns(root, "micro", asked | {"b": parameters}, 2)[:3] == [["a", "c"], ["timed"], ["b"]]
-    not_asking = {"b": {"judge": {}, "auxiliary": {"task": "known"}}}
-    assert side_by_side.turns(root, "micro", asked | not_asking, 2)[0] == ["a", "b", "c"]
     assert side_by_side.turns(root, "micro", {"reader": {}}, 2) == [["reader"]]
 
 
@@ -159,7 +151,7 @@ def overlap(one, two):
 
 def test_a_notebook_is_told_as_soon_as_it_and_all_before_it_are_done(root, execute, capsys):
     """b is done first, but a, asked for before it, is told first."""
-    execute(["a", "b"], 2, a="while 'ended' not in open('log').read(): time.sleep(0.02)", b="pass")
+    execute(["a", "b"], 2, a="while 'ended' not in open('log').read(): time.sleep(0.02)\ntime.sleep(1)", b="pass")
     out, err = capsys.readouterr()
     assert out.splitlines() == ["a", "b"]
     assert [line.partition(",")[0] for line in err.splitlines()] == ["1 of 2: b", "2 of 2: a"]
@@ -178,33 +170,102 @@ def test_one_that_fails_stops_no_other_and_makes_the_exit_code(execute, capsys, 
     assert execute(["a", "b", "reader"], 2, a=body) == code
     out, err = capsys.readouterr()
     assert out.splitlines() == ["b", "reader"] and message in err
+    reason = message.removeprefix("liftlab: ").strip() or "it ended with exit code 130 and said nothing"
+    assert err.splitlines()[-3:] == [
+        "liftlab: 1 of 3 notebooks failed",
+        f"  a: {reason}",
+        "to go on (finished cells are kept): liftlab run a --profile micro",
+    ]
+
+
+def test_the_log_of_a_run_tells_of_each_notebook_and_keeps_what_it_printed(root, execute):
+    says = "print('oops', file=sys.stderr); print('liftlab: a failed', file=sys.stderr); sys.exit(1)"
+    execute(["a", "b"], 2, a=says)
+    log = run_log.latest(runner.logs_folder(root, "micro"))
+    state = run_log.read(log)
+    assert (state.end, state.names("done"), state.names("failed")) == ("done", ["b"], ["a"])
+    assert state.notebooks["a"].reason == "a failed" and state.facts["groups"] == [["a", "b"]]
+    folder = log.with_suffix("")
+    assert (folder / "a.err").read_text() == "oops\nliftlab: a failed\n" and (folder / "b.out").read_text() == "b\n"
+    _, environments = logged(root)
+    assert {environments[name][run_log.LOG] for name in "ab"} == {str(log)}
+
+
+def test_a_process_that_outlives_its_notebook_holds_up_no_run(execute, capsys):
+    """It holds stdout and stderr open, as a killed kernel's own processes do."""
+    leaves = "import subprocess; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    began = time.monotonic()
+    assert execute(["a", "b"], 2, a=leaves) == 0
+    assert time.monotonic() - began < 30
+    assert capsys.readouterr().out.splitlines() == ["a", "b"]
 
 
 def test_on_a_terminal_there_is_one_bar_with_the_names_that_run(execute, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
-    execute(["a", "b", "c"], 2)
+    execute(["a", "b", "c"], 2, a="time.sleep(1)", b="time.sleep(1)")
     out, err = capsys.readouterr()
     assert out.splitlines() == ["a", "b", "c"]
-    assert "0/3" in err and "2/3" in err and "a, b" in err and " of 3: " not in err
+    assert "notebooks 0 of 3" in err and "notebooks 3 of 3" in err and ": a, b" in err
+    assert "3 notebooks of unknown length" in err and "1 of 3: " not in err
+
+
+def test_cells_that_are_done_show_on_the_bar_and_in_the_lines(execute, capsys, monkeypatch):
+    cells = "from liftlab import run_log; run_log.event('cells', notebook='a', study='s', total=4, done=%d, failed=1)"
+    body = "; ".join(cells % done for done in (0, 1, 2)) + "; time.sleep(1.5)"
+    monkeypatch.setattr(progress, "PAUSE", 0.2)
+    execute(["a"], 1, a=body)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("notebooks 0 of 1, cells")]
+    assert len(lines) == 1 and "cells 3 of 4 (1 failed), " in lines[0]  # told once, as nothing new came
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "150")
+    execute(["a"], 1, a=body)
+    assert "cells 3 of 4 (1 failed), " in capsys.readouterr().err
 
 
 WAITS = "log(os.getpid())\ntime.sleep(60)"
+ENDS = """
+import os, sys
+from liftlab import processes, side_by_side
+side_by_side.command = lambda *_: [sys.executable, "-c", "import time, signal\\nfrom liftlab import processes\\n"
+    "processes.end_with_parent()\\nopen('ready', 'w').close()\\ntime.sleep(100)"]
+from pathlib import Path
+side_by_side.run(Path.cwd(), "micro", {"a": {}}, {}, 1)
+"""
+
+
+def test_when_a_run_is_killed_its_notebooks_end_by_themselves(root):
+    """The notebook's process ends on the SIGTERM that it sends itself, with no handler here."""
+    process = subprocess.Popen([sys.executable, "-c", ENDS], cwd=root)
+    while not (root / "ready").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    (notebook,) = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    gone, _ = psutil.wait_procs([notebook], 20)
+    assert gone or notebook.status() == psutil.STATUS_ZOMBIE
+    state = run_log.read(run_log.latest(runner.logs_folder(root, "micro")))
+    assert not state.alive and state.end == "" and state.names("running") == ["a"]
+
+
 LEAVES = "signal.signal(signal.SIGTERM, lambda *_: (log('left'), sys.exit(130)))\n" + WAITS
-IGNORES = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + WAITS
+KERNEL = "import subprocess\nlog(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']).pid)\n"
+IGNORES = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + KERNEL + WAITS
 
 
 def test_ctrl_c_ends_every_process_in_order_or_by_force_and_starts_no_other(root, execute, capsys, monkeypatch):
-    """a leaves when it is told to, b does not, c has not begun; what was done before is told."""
-    monkeypatch.setattr(side_by_side, "GRACE", 0.5)
-    processes = []
+    """a leaves when it is told to, b does not, nor does what it started, c has not begun; what was done is told."""
+    monkeypatch.setattr(processes, "GRACE", 0.5)
+    started = []
 
     def interrupt():
-        while len(processes) < 2:
+        while len(started) < 3:
             time.sleep(0.02)
             lines = (root / "log").read_text().splitlines() if (root / "log").exists() else []
-            processes[:] = [entry["what"] for entry in map(json.loads, lines) if isinstance(entry["what"], int)]
+            started[:] = [entry["what"] for entry in map(json.loads, lines) if isinstance(entry["what"], int)]
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
@@ -212,7 +273,7 @@ def test_ctrl_c_ends_every_process_in_order_or_by_force_and_starts_no_other(root
     with pytest.raises(KeyboardInterrupt):
         execute(["done", "a", "b", "c"], 2, done="pass", a=LEAVES, b=IGNORES)
     thread.join()
-    assert not [process for process in processes if alive(process)]
+    assert not [process for process in started if alive(process)]
     said = [(entry["name"], entry["what"]) for entry in map(json.loads, (root / "log").read_text().splitlines())]
     assert ("a", "left") in said and not [name for name, _ in said if name == "c"]
     assert capsys.readouterr().out == "done\n"
