@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: reproduce test lab clean
+.PHONY: reproduce test faults lab clean
 
 reproduce: .venv/ready      ## every figure and table of the micro profile
 	$(BIN)/liftlab run --profile micro
@@ -11,6 +11,9 @@ test: .venv/ready           ## formatting, lint and the whole test suite
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/python -m pytest -n auto
+
+faults: .venv/ready         ## kill a micro run 50 times, resume it, compare its records
+	$(BIN)/python tests/faults/kills.py --kills 50 --out figures/micro/faults.csv
 
 lab: .venv/lab              ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from liftlab.canvas import measured, only
 from liftlab.records import replace_file
@@ -70,6 +69,8 @@ def _ratio(rate: pd.DataFrame, way: tuple[str, int], loop: str, name: str) -> di
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
     """Median over rounds and its bootstrap interval (percentile, expanded as `statistics.interval`'s); one: nan."""
+    from scipy import stats  # here, because every figure's drawing imports this module, and few its tables
+
     values = np.asarray(values, dtype=float)
     middle = float(np.median(values))
     if len(values) == 1:

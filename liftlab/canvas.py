@@ -6,12 +6,13 @@ from collections.abc import Collection
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from liftlab import failures
 from liftlab.statistics import summarise
 
 LABELS = {  # drawing order; position decides colour and marker
@@ -23,6 +24,12 @@ LABELS = {  # drawing order; position decides colour and marker
     "lift_truncated_icl": "LIFT + truncated ICL",
 }
 MARKERS = "osD^vP"
+COLOURS = [  # told apart by the colour-blind too: the palette that seaborn calls "colorblind"
+    "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9",
+]  # fmt: skip
+INK = "0.15"  # of text and axes
+UPRIGHT = 6  # rows of a heat map; the names of more rows lie flat, or they would overlap
+NAMED = 16  # rows or columns of a heat map that have a name each; of more, every second, third ...
 NUMBERS = ["mean", "low", "high", "documents", "questions", "unit"]
 SUMMARY = [name for name in NUMBERS if name != "questions"]
 LINE = {"markersize": 5, "linewidth": 1.2, "elinewidth": 0.9, "capsize": 2, "clip_on": False}
@@ -47,6 +54,23 @@ def measured(records: pd.DataFrame, metric: str, columns: list[str]) -> pd.DataF
     return rows
 
 
+def worked(records: pd.DataFrame, cells: int | None = None) -> tuple[pd.DataFrame, str]:
+    """The records without the rows of failed cells, and how many failed, of the study's `cells`; "" where none did."""
+    if absent := [name for name in ("metric", "unit") if name not in records.columns]:
+        raise PlotError(f"records lack column {absent[0]!r}: they have {list(records.columns)}")
+    kept, failed = failures.split(records)
+    if failed.empty:
+        return records, ""
+    of = "" if cells is None else f" of {cells}"
+    noun, verb = ("cell", "is") if len(failed) == 1 and not of else ("cells", "are")
+    return kept, f"{len(failed)}{of} {noun} failed and {verb} not in these numbers"
+
+
+def noted(text: str, note: str) -> str:
+    """`text` as a file's contents; `note`, if there is one, is its last line, a paragraph of its own."""
+    return f"{text}\n" + (f"\n{note}\n" if note else "")
+
+
 def only_known(rows: pd.DataFrame, conditions: Collection[str]) -> pd.DataFrame:
     """`rows`, or PlotError naming a condition that the drawing has no place for."""
     unknown = sorted(set(rows["condition"]) - set(conditions))
@@ -66,7 +90,8 @@ def only(rows: pd.DataFrame, column: str) -> str:
 def by_document(rows: pd.DataFrame, by: list[str], weights: str | None = None) -> pd.DataFrame:
     """One value per group of `by` and document: its rows averaged within a seed (by `weights`), then its seeds."""
     keys = [*by, "document", "seed"]
-    rows = rows.assign(weight=rows[weights] if weights else 1.0).sort_values([*keys, "value", "weight"])
+    rows = rows[[*keys, "value"]].assign(weight=rows[weights] if weights else 1.0)
+    rows = rows.sort_values([*keys, "value", "weight"])
     sums = rows.assign(total=rows["value"] * rows["weight"]).groupby(keys, dropna=False)[["total", "weight"]].sum()
     seeds = (sums["total"] / sums["weight"]).rename("value").reset_index()
     return seeds.groupby([*by, "document"], dropna=False)["value"].mean().reset_index()
@@ -126,7 +151,7 @@ def bars(axis: Axes, at: pd.Series, rows: pd.DataFrame, style: int, label: str, 
         return
     across = changes.pop("across", False)
     reach = [(rows["mean"] - rows["low"]).clip(lower=0), (rows["high"] - rows["mean"]).clip(lower=0)]
-    colour = {"color": sns.color_palette("colorblind")[style], "marker": MARKERS[style % len(MARKERS)]}
+    colour = {"color": COLOURS[style], "marker": MARKERS[style % len(MARKERS)]}
     places = (rows["mean"], at) if across else (at, rows["mean"])
     axis.errorbar(*places, **{"xerr" if across else "yerr": reach}, label=label, **{**colour, **LINE, **changes})
 
@@ -146,3 +171,45 @@ def headed(axis: Axes, title: str, columns: int = 0, more: Axes | None = None) -
         axis.legend(*zip(*found, strict=True), fontsize="small", columnspacing=1.2, handletextpad=0.5, **where)
     lines = -(-len(found) // columns) if columns else 0
     axis.set_title(title, fontsize="medium", pad=6 + 15 * lines)
+
+
+def heat_map(axis: Axes, grid: pd.DataFrame, top: float, colours: str, numbers: str = "", bar: str = "") -> None:
+    """`grid` as coloured cells, 0 to `top` in the colour map `colours`, its first row above; missing cells are empty.
+
+    `numbers`: their font size in the cells, "" for none; `bar`: a colour bar's label, "" for none; with both, white
+    lines part the cells. The figure is laid out once with the cells alone: from there its last layout settles.
+    """
+    rows, columns = grid.shape
+    lines = {"edgecolor": "white", "linewidths": 0.5 if bar and numbers else 0}
+    mesh = axis.pcolormesh(grid.to_numpy(float), vmin=0, vmax=top, cmap=colours, **lines)
+    axis.spines[:].set_visible(False)
+    axis.set(xlim=(0, columns), ylim=(rows, 0))
+    if bar:
+        axis.figure.colorbar(mesh, ax=axis, label=bar).outline.set_linewidth(0)
+    _names(axis, grid)
+    figure = axis.get_figure(root=True)
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.execute(figure)
+    axis.set(xlabel=grid.columns.name, ylabel=grid.index.name)
+    if numbers:
+        _numbers(axis, grid, mesh, numbers)
+
+
+def _names(axis: Axes, grid: pd.DataFrame) -> None:
+    """The names of rows and columns, at most about `NAMED` of each."""
+    across, down = (range(0, count, -(-count // NAMED)) for count in reversed(grid.shape))
+    axis.set_xticks([place + 0.5 for place in across], [str(grid.columns[place]) for place in across])
+    turned = {"rotation": "vertical", "va": "center"} if len(grid) <= UPRIGHT else {}
+    axis.set_yticks([place + 0.5 for place in down], [str(grid.index[place]) for place in down], **turned)
+
+
+def _numbers(axis: Axes, grid: pd.DataFrame, mesh: QuadMesh, size: str) -> None:
+    """Each cell's value in two decimals, white on dark cells (relative luminance as WCAG 2 defines it)."""
+    mesh.update_scalarmappable()
+    rgb = mesh.get_facecolors()[:, :3]
+    luminance = np.where(rgb <= 0.03928, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722)
+    for number, value in enumerate(grid.to_numpy(float).flat):
+        row, column = divmod(number, grid.shape[1])
+        if np.isfinite(value):
+            axis.text(column + 0.5, row + 0.5, f"{value:.2f}", color=INK if luminance[number] > 0.408 else "w",
+                      ha="center", va="center", fontsize=size)  # fmt: skip

@@ -7,8 +7,8 @@ import json
 import math
 import os
 import sys
+import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,9 @@ import joblib
 import pandas as pd
 from tqdm import tqdm
 
-from liftlab import records
-
-Settings = dict[str, Any]  # JSON values only
-Facts = dict[str, Any] | Callable[[], dict[str, Any]]
-Together = Callable[[list[Generator]], list[pd.DataFrame]]
-WORKERS = "LIFTLAB_WORKERS"  # environment variable: processes that compute cells side by side
-
-
-class CellError(ValueError):
-    """The grid or the list of compute modules cannot be turned into cells."""
+from liftlab import failures, locks, provenance, records, run_log
+from liftlab.cell_groups import WORKERS, Facts, Group, Settings, Together, Work, ended, failure_of, is_whole, sweep
+from liftlab.failures import CellError, CellsFailed
 
 
 def run(
@@ -44,32 +37,38 @@ def run(
 ) -> pd.DataFrame:
     """The records of `cell(**settings)` for every settings of `grid`, joined in grid order; written to folder/name.csv.
 
-    A cell is computed unless folder/name/KEY.csv is whole. KEY covers the study's name, the settings, the source of
-    `modules` (import names; a package counts its __init__ only) and the bytes of the `data` files that they read.
-    `facts` go into the provenance; where callable, they are asked for once, before the first computed cell is kept.
+    A cell is computed unless folder/name/KEY.csv is whole, and kept by the process that computes it as soon as its
+    group is done. KEY covers the study's name, the settings, the source of `modules` (import names; a package counts
+    its __init__ only) and the bytes of the `data` files that they read. `facts` go into the provenance; where callable,
+    they are asked for once in each process that computes, before it keeps its first cell.
 
-    `together`: each cell is a generator, and this gives what several of them return. The grid is cut into groups of
-    `at_once`, wherever a run stopped before, so that a resumed one gives the bits of an unbroken one: a group that
-    lacks a cell is computed whole, and what it lacks is kept. Groups are computed side by side in `workers()`
-    processes; `alone`: one after the other, for cells that time things.
+    `together`: each cell is a generator, and this gives what several of them return, or the error in a cell's place.
+    The grid is cut into groups of `at_once`, wherever a run stopped before, so that a resumed one gives the bits of an
+    unbroken one: a group that lacks a cell is computed whole, and what it lacks is kept. Groups are computed side by
+    side in `workers()` processes; `alone`: one after the other, for cells that time things. What another run computes
+    at the same time is waited for, not computed again.
+
+    An error in a cell is kept as folder/name/KEY.failed.json and stops no other cell; the next run tries it again. Then
+    the joined records hold a row for it (see `failures.rows`) and CellsFailed is raised; nothing is joined where all
+    failed. An error that is the whole run's (see `failures.ends_run`) is raised at once.
     """
     folder = Path(folder)
-    keys = _keys(name, grid, _fingerprint(modules, data))
+    fingerprint = _fingerprint(modules, data)
+    keys = _keys(name, grid, fingerprint)
     files = {key: folder / name / f"{key}.csv" for key in keys}
-    missing = {key for key in keys if not _is_whole(files[key])}
-    settings = dict(zip(keys, grid, strict=True))
-    groups = [keys[i : i + at_once] for i in range(0, len(keys), at_once)]
-    todo = [{key: settings[key] for key in group} for group in groups if missing & set(group)]
-    known: dict[str, Any] = {}
-    with tqdm(desc=name, total=len(grid), initial=len(grid) - len(missing), unit="cell", file=sys.stderr) as bar:
-        processes = 1 if alone or len(todo) < 2 else min(workers(), len(todo))
-        for frames in _computed(partial(_group, cell, together), todo, processes):
-            known = known or (facts() if callable(facts) else facts)
-            for key in (key for key in frames if key in missing):
-                made_with = records.provenance(study=name, settings=settings[key], key=key, **known)
-                records.write(frames[key], files[key], made_with)
-                bar.update()
-    return _joined(name, grid, files, folder / f"{name}.csv")
+    missing = {key for key, file in files.items() if not _found_whole(file)}
+    cells = [keys[i : i + at_once] for i in range(0, len(keys), at_once)]
+    todo = _groups(cells, dict(zip(keys, grid, strict=True)), missing)
+    if todo:
+        made_with = {"study": name, "at_once": at_once, "fingerprint": fingerprint, "files": provenance.hashes(data)}
+        before = {key: kept for key in missing if (kept := failure_of(files[key])) is not None}
+        work = Work(uuid.uuid4().hex, cell, together, folder / name, facts, made_with, before)
+        processes = 1 if alone else min(workers(), len(cells))
+        _told(name, len(grid), len(missing), ended(work, todo, processes, alone))
+    frame, failed = _joined(name, grid, files, folder / f"{name}.csv")
+    if failed:
+        raise CellsFailed(failures.summary(failed, grid, folder / name))
+    return frame
 
 
 def workers() -> int:
@@ -90,42 +89,24 @@ def whole_number(variable: str, what: str) -> int | None:
     return None if given is None else int(given)
 
 
-def _computed(
-    group: Callable[[dict[str, Settings]], dict[str, pd.DataFrame]], todo: list[dict[str, Settings]], processes: int
-) -> Iterator[dict[str, pd.DataFrame]]:
-    """Records by key of each group as it is done; several processes share the cores evenly."""
-    if processes <= 1:  # all cores for each group in turn
-        yield from map(group, todo)
-        return
-    threads = max(1, joblib.cpu_count() // processes)
-    with joblib.parallel_config("loky", n_jobs=processes, inner_max_num_threads=threads):
-        yield from joblib.Parallel(return_as="generator_unordered", batch_size=1)(map(joblib.delayed(group), todo))
+def _groups(cells: list[list[str]], settings: dict[str, Settings], missing: set[str]) -> list[Group]:
+    """The groups that lack a cell."""
+    lacking = [(group, tuple(key for key in group if key in missing)) for group in cells]
+    return [Group({key: settings[key] for key in group}, lack) for group, lack in lacking if lack]
 
 
-def _group(
-    cell: Callable[..., pd.DataFrame | Generator], together: Together | None, cells: dict[str, Settings]
-) -> dict[str, pd.DataFrame]:
-    if together is None:
-        frames = [cell(**settings) for settings in cells.values()]
-    else:
-        frames = together([_named(cell, settings) for settings in cells.values()])
-    return {key: _checked(frame, cells[key]) for key, frame in zip(cells, frames, strict=True)}
-
-
-def _named(cell: Callable[..., Generator], settings: Settings) -> Generator:
-    """The cell; an error in it says which one it was."""
-    try:
-        return (yield from cell(**settings))
-    except Exception as error:
-        error.add_note(f"in the cell {settings}")
-        raise
-
-
-def _checked(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    try:
-        return records.check(frame)
-    except records.RecordError as error:
-        raise records.RecordError(f"cell {settings}: {error}") from error
+def _told(name: str, total: int, missing: int, done: Iterator[dict[str, bool]]) -> None:
+    """Say how far the study is, in the run's log where there is one, else as a bar on stderr."""
+    failed = 0
+    run_log.event("cells", study=name, total=total, done=total - missing, failed=failed)
+    bar = {"total": total, "initial": total - missing, "unit": "cell", "disable": run_log.active()}
+    with tqdm(desc=name, file=sys.stderr, **bar) as shown:
+        for group in done:
+            failed, missing = failed + sum(group.values()), missing - len(group)
+            shown.update(len(group))
+            if failed:
+                shown.set_postfix(failed=failed)
+            run_log.event("cells", study=name, total=total, done=total - missing - failed, failed=failed)
 
 
 def _keys(name: str, grid: list[Settings], fingerprint: str) -> list[str]:
@@ -177,25 +158,34 @@ def _source(module: str) -> Path:
     return Path(spec.origin)
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether the cell file exists and matches its checksum; a damaged one is named on stderr and will be redone."""
-    if not path.exists():
-        return False
-    try:
-        records.read(path)
-    except records.RecordError as error:
-        tqdm.write(f"warning: cell {path} is damaged and will be computed again ({error})", file=sys.stderr)
-        return False
-    return True
+def _found_whole(path: Path) -> bool:
+    """Whether the cell is whole; a damaged one is named on stderr and will be redone."""
+    whole = is_whole(path)
+    if not whole and path.exists():
+        tqdm.write(f"warning: cell {path} is damaged and will be computed again", file=sys.stderr)
+    return whole
 
 
-def _joined(name: str, grid: list[Settings], files: dict[str, Path], path: Path) -> pd.DataFrame:
-    """The cells' tables under each other, as read back from disk, so that a resumed run equals an unbroken one."""
-    cells = [records.read(file) for file in files.values()]
-    made_with: list[dict[str, Any]] = []  # distinct: cells may come from several runs, machines, commits
-    for _, provenance in cells:
-        made = {fact: value for fact, value in provenance.items() if fact not in ("settings", "key")}
-        made_with += [made] if made not in made_with else []
-    frame = pd.concat([frame for frame, _ in cells], ignore_index=True)
-    records.write(frame, path, {"study": name, "grid": grid, "keys": list(files), "made_with": made_with})
-    return records.read(path)[0]
+def _joined(
+    name: str, grid: list[Settings], files: dict[str, Path], path: Path
+) -> tuple[pd.DataFrame | None, list[failures.Failure]]:
+    """The cells' tables under each other, then the failures' rows, as read back from disk; and the failures.
+
+    So a resumed run equals an unbroken one. Without any whole cell nothing is written.
+    """
+    with locks.held(path.with_name(f".{name}.lock")):
+        sweep(path.parent, [name])
+        cells = {key: records.read(file) for key, file in files.items() if file.exists()}
+        failed = {key: failures.read(failures.path_of(file)) for key, file in files.items() if key not in cells}
+        if not cells:
+            return None, [*failed.values()]
+        for key in cells:
+            failures.path_of(files[key]).unlink(missing_ok=True)  # of an attempt before it was whole
+        frame = pd.concat([frame for frame, _ in cells.values()], ignore_index=True)
+        about = {"study": name, "grid": grid, "keys": list(files)}
+        about["made_with"] = provenance.joined(made_with for _, made_with in cells.values())
+        if failed:
+            about["failed"] = [failure.told() for failure in failed.values()]
+            frame = pd.concat([frame, failures.rows(failed, name, frame)], ignore_index=True)
+        records.write(frame, path, about, keep_equal=True)
+        return records.read(path)[0], [*failed.values()]

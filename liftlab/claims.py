@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +14,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from liftlab import published, records
-from liftlab.canvas import PlotError, by_document, only
+from liftlab.canvas import PlotError, by_document, noted, only, worked
 from liftlab.evaluation_plots import condition_label
 from liftlab.evaluation_points import LONG_QA, SHARE, measured_scores, published_task
 from liftlab.findings import signed
@@ -29,6 +30,17 @@ COLUMNS = ["claim", "version", "notebook", "kind", "a", "b", "published_a", "pub
            "score", "base_model", "difference", "low", "high", "p", "documents", "verdict", "why"]  # fmt: skip
 LEAST = 2  # documents that an interval needs
 ALL = "all"  # questions of every type, such as every place of a needle
+SCORED = ["kind", "condition", "document", "seed", "value"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one notebook recorded of its first score: `rows` with columns `SCORED`, none where it has no score."""
+
+    base_model: str
+    score: str
+    rows: pd.DataFrame
+    failed: str  # how many of its cells failed, "" for none
 
 
 def against(folder: str | Path) -> pd.DataFrame:
@@ -38,8 +50,28 @@ def against(folder: str | Path) -> pd.DataFrame:
     documents (uncorrected), published ones in percent. "supported": the interval lies above 0; "not supported": it does
     not; "not tested at this scale": no records, or fewer than two documents, and `why` says which.
     """
-    rows = [_row(claim, test, Path(folder)) for claim in _claims() for test in claim.get("tests", [None])]
+    return _against(_scores_in(Path(folder)))
+
+
+def _against(known: dict[str, Scores]) -> pd.DataFrame:
+    rows = [_row(claim, test, known) for claim in _claims() for test in claim.get("tests", [None])]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"documents": "Int64"})
+
+
+def _scores_in(folder: Path) -> dict[str, Scores]:
+    """What each notebook of a claim recorded, those that have run."""
+    paths = {name: folder / f"{name}.csv" for name in sorted(notebooks())}
+    return {name: _scores(*records.read(path)) for name, path in paths.items() if path.is_file()}
+
+
+def _scores(table: pd.DataFrame, provenance: dict) -> Scores:
+    rows, failed = worked(table, len(provenance.get("grid", [])) or None)
+    base = only(rows, "base_model")
+    if not ((rows["unit"] == SHARE) & (rows["condition"] != "chance")).any():
+        return Scores(base, "", rows.iloc[:0], failed)
+    rows = measured_scores(rows)
+    score = rows["metric"].iloc[0]
+    return Scores(base, score, rows.loc[rows["metric"] == score, SCORED], failed)
 
 
 def notebooks() -> set[str]:
@@ -52,15 +84,14 @@ def _claims() -> list[dict]:
     return yaml.safe_load(files("liftlab").joinpath("paper/claims.yaml").read_text("utf-8"))
 
 
-def _row(claim: dict, test: dict | None, folder: Path) -> dict:
+def _row(claim: dict, test: dict | None, known: dict[str, Scores]) -> dict:
     told = {"claim": claim["claim"], "version": claim["version"], "verdict": UNTESTED}
     if test is None:
         return {**told, "why": claim["untested"]}
     told |= {name: test[name] for name in ("notebook", "kind", "a", "b")} | _printed(claim["version"], test)
-    path = folder / f"{test['notebook']}.csv"
-    if not path.is_file():
+    if test["notebook"] not in known:
         return {**told, "why": "its notebook has not run"}
-    return told | _measured(records.read(path)[0], test)
+    return told | _measured(known[test["notebook"]], test)
 
 
 def _printed(version: str, test: dict) -> dict:
@@ -78,18 +109,16 @@ def _printed(version: str, test: dict) -> dict:
     return {"published_a": a, "published_b": b, "published_difference": a - b}
 
 
-def _measured(table: pd.DataFrame, test: dict) -> dict:
-    """Our difference over documents in the first score that the records hold."""
-    known = {"base_model": only(table, "base_model")}
-    if not ((table["unit"] == SHARE) & (table["condition"] != "chance")).any():
+def _measured(scores: Scores, test: dict) -> dict:
+    """Our difference over documents in the notebook's first score."""
+    known, rows = {"base_model": scores.base_model}, scores.rows
+    if rows.empty:
         return known | {"why": "its records hold no score of a question"}
-    rows = measured_scores(table)
-    score = rows["metric"].iloc[0]
     wanted = rows["kind"] != LONG_QA if test["kind"] == ALL else rows["kind"] == test["kind"]
-    means = by_document(rows[wanted & (rows["metric"] == score)], ["condition"])
+    means = by_document(rows[wanted & rows["condition"].isin([test["a"], test["b"]])], ["condition"])
     sides = [means[means["condition"] == test[side]].set_index("document")["value"] for side in "ab"]
     both = len(sides[0].index.intersection(sides[1].index))
-    known |= {"score": score, "documents": both}
+    known |= {"score": scores.score, "documents": both}
     if both < LEAST:
         missing = [test[side] for side, values in zip("ab", sides, strict=True) if values.empty]
         return known | {"why": f"no {missing[0]} of this type" if missing else f"documents with both: {both}"}
@@ -103,12 +132,13 @@ def _measured(table: pd.DataFrame, test: dict) -> dict:
 
 def save(folder: str | Path, figures: str | Path) -> tuple[Figure, pd.DataFrame]:
     """Compare, and write `figures`/claims .csv, .md, .png and .svg; the figure and the table as a reader sees it."""
-    data = against(folder)
+    known = _scores_in(Path(folder))
+    data, failed = _against(known), "; ".join(f"{name}: {of.failed}" for name, of in known.items() if of.failed)
     with mpl.rc_context(STYLE):
         figure = draw(data)
     shown = table(data)
-    write_figure(figure, data, Path(figures) / "claims")
-    replace_file(Path(figures) / "claims.md", (markdown(shown) + "\n").encode("utf-8"))
+    write_figure(figure, data, Path(figures) / "claims", failed)
+    replace_file(Path(figures) / "claims.md", noted(markdown(shown), failed).encode("utf-8"))
     return figure, shown
 
 

@@ -13,7 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from liftlab import cli_bench, cli_lift, runner
+from liftlab import cli_bench, cli_lift, cli_status, cli_verify, drawing, progress, runner
+from liftlab.bounds import check_environment
+from liftlab.documents import shown
 from liftlab.parameters import assignments
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -69,6 +71,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate what it takes, execute nothing.")] = False,
 ) -> None:
     """Execute notebooks under a profile; every parameter is checked before the first kernel starts."""
+    check_environment()
     root, given = runner.root(), assignments(sets or [])
     chosen = names or runner.runs_under(root, profile)
     if not chosen:
@@ -76,14 +79,13 @@ def run(
     asked = {name: runner.parameters(root, name, profile, given) for name in chosen}
     if dry_run:
         raise typer.Exit(0 if _estimated(asked) else 1)
-    with _stopped_by_signals():
-        if len(asked) == 1:
-            if workers:
-                os.environ[WORKERS] = str(workers)  # the kernel inherits it
-            raise typer.Exit(0 if _run_one(root, chosen[0], profile, given) else 1)
-        from liftlab import cells, side_by_side
+    if len(asked) == 1:
+        if workers:
+            os.environ[WORKERS] = str(workers)  # the kernel inherits it
+        raise typer.Exit(0 if _run_one(root, chosen[0], profile, given) else 1)
+    from liftlab import cells, side_by_side
 
-        raise typer.Exit(side_by_side.run(root, profile, asked, given, workers or cells.workers()))
+    raise typer.Exit(side_by_side.run(root, profile, asked, given, workers or cells.workers()))
 
 
 @app.command()
@@ -94,13 +96,8 @@ def figures(profile: Profile = "micro") -> None:
     found = sorted((root / runner.RUNS / profile / "records").glob("*.csv"))
     if not found:
         raise runner.RunError(f"profile {profile!r} has no records to draw: liftlab run --profile {profile}")
-    import joblib
-
-    folder = root / runner.FIGURES / profile
-    claims = joblib.delayed(_compared)(found if "claims" in names else [], folder)
-    tasks = [claims, *(joblib.delayed(_drawn)(path, folder) for path in found)]  # the longest one starts first
-    compared, *drawn = joblib.Parallel(n_jobs=min(len(found), joblib.cpu_count()), batch_size=1)(tasks)
-    for path, written in zip(found, drawn, strict=True):
+    written_by, compared = drawing.redrawn(found, root / runner.FIGURES / profile, "claims" in names)
+    for path, written in zip(found, written_by, strict=True):
         for files in written:
             typer.echo(f"figures/{profile}/{files}")
         if not written:
@@ -112,6 +109,9 @@ def figures(profile: Profile = "micro") -> None:
 app.command()(cli_lift.lift)
 app.command()(cli_lift.ask)
 app.command()(cli_bench.bench)
+app.command()(cli_status.status)
+app.command()(cli_verify.provenance)
+app.command()(cli_verify.verify)
 
 
 def main() -> None:
@@ -121,7 +121,8 @@ def main() -> None:
 
 def _status() -> int:
     try:
-        code = app(standalone_mode=False) or 0
+        with _stopped_by_signals():
+            code = app(standalone_mode=False) or 0
         return _complain("interrupted; finished cells are kept", code) if code == INTERRUPTED else code
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -152,7 +153,8 @@ def _run_one(root: Path, name: str, profile: str, given: dict[str, str]) -> bool
     """Execute one notebook and print what it wrote; False, and a line on stderr, if a cell failed."""
     start, clock = time.time(), time.perf_counter()
     try:
-        runner.run(root, name, profile, given)
+        with progress.alone(root, name, profile, given):
+            runner.run(root, name, profile, given)
     except runner.NotebookFailed as error:
         return not _complain(str(error), 1)
     typer.echo(f"{name} ({profile}): {time.perf_counter() - clock:.1f} s")
@@ -160,37 +162,6 @@ def _run_one(root: Path, name: str, profile: str, given: dict[str, str]) -> bool
         if path.stat().st_mtime >= start - 1:  # seconds; some file systems round
             typer.echo(f"  {path.relative_to(root)}")
     return True
-
-
-def _drawn(path: Path, folder: Path) -> list[str]:
-    """Draw one table of records, with what belongs to its figure; the files written, none if it has no drawing."""
-    from liftlab import bench_tables, findings, plots, records, tables
-
-    name, table = path.stem, records.read(path)[0]
-    if set(table["study"]) == {bench_tables.STUDY}:
-        bench_tables.save(table, folder / name)
-        return [f"{name}.md .csv"]
-    if name not in plots.DRAWINGS:
-        return []
-    written = [f"{name}.png .svg .csv"]
-    plots.save(name, table, folder)
-    if name in tables.TABLES:
-        tables.save(name, folder)
-        written.append(f"{name}.md")
-    if name in findings.FINDINGS:
-        findings.save(name, table, folder)
-        written.append(f"{name}.findings.md")
-    return written
-
-
-def _compared(found: list[Path], folder: Path) -> list[str]:
-    """Draw the papers' claims against the records of `found`, if any of them is compared with one."""
-    from liftlab import claims
-
-    if not claims.notebooks() & {path.stem for path in found}:
-        return []
-    claims.save(found[0].parent, folder)
-    return ["claims.png .svg .csv .md"]
 
 
 @contextmanager
@@ -208,8 +179,8 @@ def _stopped_by_signals() -> Iterator[None]:
 
 
 def _complain(message: str, code: int) -> int:
-    """One line on stderr."""
-    typer.echo(f"liftlab: {' '.join(message.split())}", err=True)
+    """One line on stderr; what a terminal would act on is escaped."""
+    typer.echo(f"liftlab: {shown(' '.join(message.split()))}", err=True)
     return code
 
 

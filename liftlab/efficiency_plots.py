@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.polynomial import polynomial
 
-from liftlab.canvas import Drawn, bars, headed, log_ticks, only
+from liftlab.canvas import COLOURS, Drawn, bars, headed, log_ticks, only
 from liftlab.efficiency_points import (
     CONDITIONS,
     LAW_TOKENS,
@@ -27,6 +26,7 @@ SPLIT = {  # component: its label, of the stacked bars from below
     "training": "training",
     "decode": "decoding",
 }
+PALE = ["#a1c9f4", "#ffb482", "#8de5a1", "#ff9f9b"]  # of `SPLIT`: the palette that seaborn calls "pastel"
 SHARES = {"share_of_peak": "of the matrix product's FLOP/s", "share_of_bandwidth": "of the copy's bytes/s"}
 LABELS = {"input_tokens": "input (tokens)", "output_tokens": "output (tokens)", "documents": "documents at once"}
 PUBLISHED = {"published 2502.14644v4": ("d", "v4"), "published 2412.13626": ("P", "2412")}  # source: marker, in words
@@ -145,24 +145,24 @@ def _split(axis: Axes, data: pd.DataFrame) -> None:
         return
     lengths = sorted(set(rows["input_tokens"]))
     present = [name for name in CONDITIONS if name in set(rows["condition"])]
-    colours, width = sns.color_palette("pastel"), 0.8 / len(present)
+    width = 0.8 / len(present)
     for place, condition in enumerate(present):
         wide = rows[rows["condition"] == condition].pivot(index="input_tokens", columns="component", values="value")
         bottom = np.zeros(len(wide))
         at = np.array([lengths.index(length) for length in wide.index]) + width * (place - (len(present) - 1) / 2)
         for number, component in enumerate(SPLIT):
             if component in wide:
-                axis.bar(at, wide[component].fillna(0), width, bottom, color=colours[number], edgecolor="0.4",
+                axis.bar(at, wide[component].fillna(0), width, bottom, color=PALE[number], edgecolor="0.4",
                          linewidth=0.5, label=f"{component} {condition}")  # fmt: skip
                 bottom = bottom + wide[component].fillna(0).to_numpy()
-    _split_legend(axis, colours)
+    _split_legend(axis)
     axis.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths], rotation=30 * (len(lengths) > 5))
     axis.set(xlabel=LABELS["input_tokens"], ylabel="seconds")
     axis.text(0.03, 0.96, "bars, left to right:\n" + "\n".join(CONDITIONS[name] for name in present), va="top",
               transform=axis.transAxes, fontsize="small")  # fmt: skip
 
 
-def _split_legend(axis: Axes, colours: list) -> None:
+def _split_legend(axis: Axes) -> None:
     """One entry a component, although each condition has its own bars."""
     labels = {handle.get_label().partition(" ")[0]: handle for handle in axis.containers}
     for handle in axis.containers:
@@ -227,8 +227,8 @@ def _points(axis: Axes, at: pd.Series, rows: pd.DataFrame, style: int, label: st
     bars(axis, at, rows.rename(columns={"value": "mean"}), style, label, **changes)
 
 
-def _colour(style: int) -> tuple:
-    return sns.color_palette("colorblind")[style]
+def _colour(style: int) -> str:
+    return COLOURS[style]
 
 
 def _measured(axis: Axes, data: pd.DataFrame, title: str) -> bool:

@@ -9,11 +9,10 @@ from functools import partial
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from liftlab.canvas import LABELS, LINE, MARKERS, Drawn, PlotError, heading
+from liftlab.canvas import COLOURS, LABELS, LINE, MARKERS, Drawn, PlotError, heading, heat_map
 from liftlab.evaluation_points import points
 
 SCORE_LABELS = {
@@ -62,13 +61,13 @@ def _shift(place: int, count: int) -> float:
 
 
 def _panel(axis: Axes, data: pd.DataFrame, metric: str, kinds: list[str], conditions: list[str]) -> None:
-    colours = sns.color_palette("colorblind", len(conditions))
     for place, condition in enumerate(conditions):
         rows = data[(data["source"] == "measured") & (data["metric"] == metric) & (data["condition"] == condition)]
         at = rows["kind"].map(kinds.index).astype(float) + _shift(place, len(conditions))
         reach = [(rows["mean"] - rows["low"]).clip(lower=0), (rows["high"] - rows["mean"]).clip(lower=0)]
-        axis.errorbar(rows["mean"], at, xerr=reach, color=colours[place], marker=MARKERS[place % len(MARKERS)],
-                      label=condition_label(condition), **{**LINE, "linestyle": "none"})  # fmt: skip
+        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+        axis.errorbar(rows["mean"], at, xerr=reach, color=colour, marker=marker, label=condition_label(condition),
+                      **{**LINE, "linestyle": "none"})  # fmt: skip
     levels = data[data["metric"] == "chance"]
     levels = levels[levels["kind"].isin(kinds)]
     if len(levels):
@@ -81,11 +80,10 @@ def _published(axis: Axes, data: pd.DataFrame, kinds: list[str], conditions: lis
     """Open diamonds: what the papers print for the same type and condition, at their scale and by their judge."""
     rows = data[(data["source"] == "published") & data["model"].str.startswith(PUBLISHED_MODELS)]
     rows = rows[rows["kind"].isin(kinds) & rows["condition"].isin(conditions) & ~rows["metric"].isin(OVERLAP)]
-    colours = sns.color_palette("colorblind", len(conditions))
     for count, (_, row) in enumerate(rows.iterrows()):
         place = conditions.index(row["condition"])
         axis.plot(row["mean"], kinds.index(row["kind"]) + _shift(place, len(conditions)), "d", markersize=6,
-                  markerfacecolor="none", markeredgecolor=colours[place],
+                  markerfacecolor="none", markeredgecolor=COLOURS[place % len(COLOURS)],
                   label="_" * bool(count) + "published, Llama-3-8B")  # fmt: skip
 
 
@@ -124,8 +122,7 @@ def _map(axis: Axes, rows: pd.DataFrame, name: str) -> None:
     wide = (
         rows.pivot(index="depth", columns="length", values="mean").rename("{:g}".format).rename(columns="{:g}".format)
     )
-    sns.heatmap(wide, ax=axis, vmin=0, vmax=1, cmap="viridis", annot=True, fmt=".2f", cbar=False,
-                annot_kws={"fontsize": "x-small"})  # fmt: skip
+    heat_map(axis, wide, 1, "viridis", "x-small")
     unit = {"w": "windows", "k": "1,000 tokens"}.get(rows["length_unit"].iloc[0], "words")
     where = "published: " if rows["source"].iloc[0] == "published" else ""
     axis.set_title(where + name, fontsize="small")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from liftlab.canvas import PlotError, by_document, last_step
+from liftlab.canvas import PlotError, by_document, last_step, noted, worked
 from liftlab.context_plots import ANSWERS, GATES, POSITIONS, length_label
 from liftlab.evaluation_plots import SCORE_LABELS, condition_label
 from liftlab.evaluation_points import measured_scores
@@ -52,22 +52,26 @@ class Comparison:
 Said = tuple[list[Comparison], list[str]]  # comparisons, those of one sentence side by side; sentences without a test
 
 
-def of(name: str, records: pd.DataFrame) -> str:
+def of(name: str, records: pd.DataFrame, cells: int | None = None) -> str:
     """Markdown: a bullet per comparison, and a line on the tests. PlotError for records that lack what it compares.
+
+    Where cells failed, a line says how many of all the study's `cells`; they count in no comparison.
 
     p: sign-flip test over documents, Holm's correction over the comparisons of one bullet, which ask one question.
     """
     if name not in FINDINGS:
         raise PlotError(f"no findings are called {name!r}: choose one of {', '.join(FINDINGS)}")
+    records, failed = worked(records, cells)
     comparisons, plain = FINDINGS[name](records)
     bullets = [_bullet(what, list(of)) for what, of in groupby(comparisons, lambda comparison: comparison.what)]
     counts = [c.documents for c in comparisons if c.documents >= 2]
-    return "\n".join([*bullets, *(f"- {sentence}" for sentence in plain), *_about_tests(counts)]) + "\n"
+    said = "\n".join([*bullets, *(f"- {sentence}" for sentence in plain), *_about_tests(counts)])
+    return noted(said, failed)
 
 
-def save(name: str, records: pd.DataFrame, folder: str | Path) -> str:
+def save(name: str, records: pd.DataFrame, folder: str | Path, cells: int | None = None) -> str:
     """What `of` says, also written to `folder`/NAME.findings.md."""
-    said = of(name, records)
+    said = of(name, records, cells)
     replace_file(Path(folder) / f"{name}.findings.md", said.encode("utf-8"))
     return said
 
@@ -245,7 +249,7 @@ def contrasts(notebook: str, records: pd.DataFrame) -> Said:
     """The notebook's conditions against each other in its first score, one comparison a question type."""
     rows = measured_scores(records)
     score = rows["metric"].iloc[0]
-    rows = rows[rows["metric"] == score]
+    rows = rows.loc[rows["metric"] == score, ["kind", "condition", "document", "seed", "value"]]
     kinds = ["all"] if notebook == "needle" else list(dict.fromkeys(rows["kind"]))
     found = []
     for first, second in CONTRASTS[notebook]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -19,6 +18,7 @@ from liftlab.canvas import (
     by_document,
     headed,
     heading,
+    heat_map,
     joined,
     last_step,
     log_ticks,
@@ -135,8 +135,7 @@ def _heat_map(axis: Axes, points: pd.DataFrame) -> None:
     grid = points.assign(layer=points["layer"].astype(int), head=points["head"].astype(int))
     grid = grid.pivot(index="layer", columns="head", values="mean").sort_index(ascending=False)
     few = max(grid.shape) <= ANNOTATED
-    sns.heatmap(grid, ax=axis, cmap="Blues", vmin=0, vmax=grid.max(axis=None) or 1, annot=few, fmt=".2f",
-                linewidths=0.5 * few, cbar_kws={"label": "gate (0..1)"})  # fmt: skip
+    heat_map(axis, grid, grid.max(axis=None) or 1, "Blues", "medium" if few else "", bar="gate (0..1)")
     axis.tick_params(axis="y", rotation=0)
     headed(axis, "by layer and head: answer tokens, closed book")
 

@@ -10,11 +10,26 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from liftlab.canvas import LABELS, NUMBERS, Drawn, PlotError, bars, chance, heading, joined, log_ticks, only, summarised
+from liftlab.canvas import (
+    INK,
+    LABELS,
+    NUMBERS,
+    Drawn,
+    PlotError,
+    bars,
+    chance,
+    heading,
+    joined,
+    log_ticks,
+    only,
+    summarised,
+    worked,
+)
 from liftlab.context_plots import conflict, evidence_position
 from liftlab.efficiency_plots import efficiency
 from liftlab.evaluation_plots import DRAWINGS as EVALUATION_DRAWINGS
@@ -38,8 +53,19 @@ ADAPTER_LABELS = {
 }
 ADAPTER_PANELS = {"accuracy": "accuracy", "seconds": "training time"}
 DODGE = 0.025  # octaves between neighbouring conditions, so that equal values stay visible
-STYLE = sns.axes_style("ticks") | {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+STYLE = {
+    **dict.fromkeys(["axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"], INK),
+    "axes.axisbelow": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.sans-serif": ["Arial", "DejaVu Sans", "Liberation Sans", "Bitstream Vera Sans", "sans-serif"],
+    "legend.frameon": False,
+    "lines.solid_capstyle": "round",
+    "patch.edgecolor": "w",
+    "patch.force_edgecolor": True,
+}
 SVG = {"svg.hashsalt": "liftlab", "svg.fonttype": "none"}
+DPI = 150  # of a PNG
 
 
 def lift_vs_icl(records: pd.DataFrame) -> Drawn:
@@ -147,19 +173,25 @@ DRAWINGS: dict[str, Callable[[pd.DataFrame], Drawn]] = {
 }
 
 
-def save(name: str, records: pd.DataFrame, folder: str | Path) -> Figure:
-    """Draw `name` and write folder/name .png, .svg and .csv; equal records give equal bytes. Returns the figure."""
+def save(name: str, records: pd.DataFrame, folder: str | Path, cells: int | None = None) -> Figure:
+    """Draw `name` and write folder/name .png, .svg and .csv; equal records give equal bytes. Returns the figure.
+
+    Of failed cells the title says how many there are, of all the study's `cells`; nothing else is drawn of them.
+    """
     if name not in DRAWINGS:
         raise PlotError(f"no drawing is called {name!r}: choose one of {', '.join(DRAWINGS)}")
+    records, failed = worked(records, cells)
     with mpl.rc_context(STYLE):
         figure, data = DRAWINGS[name](records)
-    write_figure(figure, data, Path(folder) / name)
+    write_figure(figure, data, Path(folder) / name, failed)
     return figure
 
 
-def write_figure(figure: Figure, data: pd.DataFrame, path: Path) -> None:
-    """The figure as path.png and path.svg and its numbers as path.csv, and the figure closed."""
+def write_figure(figure: Figure, data: pd.DataFrame, path: Path, note: str = "") -> None:
+    """The figure, `note` below its title, as path.png and path.svg, its numbers as path.csv, and the figure closed."""
     plt.close(figure)  # a notebook shows the returned figure once, not twice
+    if note:
+        figure.suptitle(f"{figure.get_suptitle()}\n{note}", fontsize="medium")
     with mpl.rc_context(SVG):
         replace_file(path.with_name(f"{path.name}.png"), _rendered(figure, "png", {"Software": None}))
         replace_file(path.with_name(f"{path.name}.svg"), _rendered(figure, "svg", {"Date": None, "Creator": None}))
@@ -215,6 +247,15 @@ def _finished(figure: Figure, axes: list[Axes], x_label: str) -> Figure:
 
 
 def _rendered(figure: Figure, form: str, metadata: dict[str, None]) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, format=form, dpi=150, metadata=metadata)
+    """What `savefig` writes, which draws a figure twice: once to lay it out, though drawing it does so by itself."""
+    shown, dpi, out = figure.canvas, figure.dpi, io.BytesIO()
+    try:
+        figure.set_dpi(DPI)
+        if form == "png":
+            FigureCanvasAgg(figure).print_png(out, metadata=metadata)
+        else:
+            FigureCanvasSVG(figure).print_svg(out, metadata=metadata)
+    finally:
+        figure.set_canvas(shown)
+        figure.set_dpi(dpi)
     return out.getvalue()

@@ -8,13 +8,13 @@ from fractions import Fraction
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from liftlab.canvas import (
+    COLOURS,
     SUMMARY,
     Drawn,
     PlotError,
@@ -229,8 +229,8 @@ def colour(adapter: str) -> int:
 
 def _key(points: pd.DataFrame) -> list[Line2D]:
     """Legend entries of the adapters' colours and of the levels drawn dotted."""
-    palette, found = sns.color_palette("colorblind"), set(points["condition"])
-    entries = [Line2D([], [], color=palette[colour(name)], linewidth=3, label=ADAPTERS[name])
+    found = set(points["condition"])
+    entries = [Line2D([], [], color=COLOURS[colour(name)], linewidth=3, label=ADAPTERS[name])
                for name in adapters_in(points)]  # fmt: skip
     levels = [name for name in LEVELS if name in found]
     return entries + [Line2D([], [], color="0.4", linestyle=LEVELS[name], label=name) for name in levels]

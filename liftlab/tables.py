@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from liftlab.canvas import LABELS
+from liftlab.canvas import LABELS, noted
 from liftlab.context_plots import length_label
 from liftlab.efficiency_tables import efficiency
 from liftlab.evaluation_tables import TABLES as EVALUATION_TABLES
@@ -112,11 +112,14 @@ TABLES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
 }
 
 
-def save(name: str, folder: str | Path) -> pd.DataFrame:
-    """The table of `folder`/NAME.csv, also written to NAME.md. KeyError for a name that has no table."""
+def save(name: str, folder: str | Path, failed: str = "") -> pd.DataFrame:
+    """The table of `folder`/NAME.csv, also written to NAME.md. KeyError for a name that has no table.
+
+    `failed`: how many cells failed, as `canvas.worked` says it, the last line of NAME.md; "" for none.
+    """
     path = Path(folder) / f"{name}.csv"
     table = TABLES[name](pd.read_csv(path))
-    replace_file(path.with_suffix(".md"), (markdown(table) + "\n").encode("utf-8"))
+    replace_file(path.with_suffix(".md"), noted(markdown(table), failed).encode("utf-8"))
     return table
 
 

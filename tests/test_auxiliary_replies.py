@@ -1,12 +1,18 @@
 """Replies come in order, each is on disk as soon as it is accepted, and what is on disk is not asked again."""
 
+import errno
 import itertools
 import json
 import random
+import subprocess
+import sys
+import time
+from collections import Counter
 
 import pytest
 
 from liftlab.auxiliary.replies import Reply, ReplyCache, Request, ask
+from liftlab.records import WriteError
 
 
 class Scripted:
@@ -180,8 +186,10 @@ def test_a_damaged_last_line_is_dropped(tmp_path, tail):
     path, texts = kept(tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole + tail)
-    ReplyCache(tmp_path, "doc")
-    assert path.read_bytes() == whole
+    assert len(list(ask(requests(*texts), str, Scripted(), ReplyCache(tmp_path, "doc")))) == 3
+    assert path.read_bytes() == whole + tail  # it is no obstacle to reading, and another process may be writing it
+    (reply,) = ask(requests("new"), str, Scripted(), ReplyCache(tmp_path, "doc"))
+    assert path.read_bytes().startswith(whole + b'{"key": ') and path.read_bytes().count(b"\n") == 4
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"key": "x"}', b"\xff"])
@@ -234,3 +242,83 @@ def test_mistakes_are_named(settings, said):
 
 def test_no_requests_have_no_replies():
     assert list(ask([], str, Scripted())) == []
+
+
+ASKING = """
+import os, sys, time
+from pathlib import Path
+from liftlab.auxiliary.replies import Reply, ReplyCache, Request, ask
+
+class Slow:
+    name = "slow"
+    def replies(self, requests, read):
+        for (index, request), reader in zip(requests, read, strict=True):
+            (Path(sys.argv[2]) / f"{request.messages[0][1]}.{os.getpid()}").touch()
+            time.sleep(0.02)
+            yield Reply(index, "said", reader("said"), attempts=1)
+
+requests = [Request((("user", f"q{i}"),), 8) for i in range(int(sys.argv[3]))]
+print([reply.text for reply in ask(requests, str, Slow(), ReplyCache(sys.argv[1], "doc"))])
+"""
+
+
+def asking(tmp_path, count):
+    (tmp_path / "asked").mkdir(exist_ok=True)
+    words = [sys.executable, "-c", ASKING, str(tmp_path / "replies"), str(tmp_path / "asked"), str(count)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def asked_by(tmp_path):
+    return [path.name.split(".") for path in (tmp_path / "asked").iterdir()]
+
+
+def test_processes_that_ask_about_one_document_send_each_request_once(tmp_path):
+    """They wait for each other, say so, and leave nothing but the replies."""
+    running = [asking(tmp_path, count) for count in (20, 20, 30)]
+    said = [process.communicate(timeout=60) for process in running]
+    assert [out.count("said") for out, _ in said] == [20, 20, 30]
+    assert sorted(request for request, _ in asked_by(tmp_path)) == sorted(f"q{i}" for i in range(30))
+    (kept,) = (tmp_path / "replies").iterdir()
+    assert kept.read_bytes().count(b"\n") == 30
+    assert all(err in ("", f"liftlab: waiting for another process, which asks about the same document "
+                           f"({kept.name[:12]}...)\n") for _, err in said)  # fmt: skip
+
+
+def test_a_killed_process_s_replies_are_kept_and_the_one_that_waits_goes_on(tmp_path):
+    killed = asking(tmp_path, 30)
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "asked").iterdir())) < 5:
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    waiting = asking(tmp_path, 30)
+    time.sleep(0.1)
+    killed.kill()
+    killed.communicate()
+    out, _ = waiting.communicate(timeout=60)
+    assert out.count("said") == 30
+    counts = Counter(request for request, _ in asked_by(tmp_path))
+    assert len(counts) == 30 and counts.total() <= 31  # the one that it was killed in is asked again
+
+
+def test_a_disk_without_room_is_told_and_leaves_no_part_of_a_reply(tmp_path, monkeypatch):
+    path, texts = kept(tmp_path)
+    whole = path.read_bytes()
+
+    def full(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(WriteError, match=f"cannot write {path} \\(No space left on device\\): free some space"):
+            list(ask(requests("new"), str, Scripted(), ReplyCache(tmp_path, "doc")))
+    assert path.read_bytes() == whole
+    again = Scripted()
+    list(ask(requests(*texts, "new"), str, again, ReplyCache(tmp_path, "doc")))
+    assert again.asked == ["new"]
+
+
+def test_what_is_kept_is_read_where_nothing_can_be_written(tmp_path, monkeypatch):
+    """Known replies need no lock, so that a folder that is read-only will do."""
+    _, texts = kept(tmp_path)
+    monkeypatch.setattr("liftlab.locks.held", lambda *_, **__: pytest.fail("locked"))
+    assert len(list(ask(requests(*texts), str, Scripted(), ReplyCache(tmp_path, "doc")))) == 3

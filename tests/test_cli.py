@@ -221,7 +221,7 @@ def test_interrupted_notebooks_leave_no_kernel_and_nothing_half_written(reposito
     assert process.returncode == 130
     wait_until(lambda: not any(Path(f"/proc/{kernel.read_text()}").exists() for kernel in kernels))
     left = sorted(path.name for path in (repository / "papermill_runs/micro").iterdir())
-    assert left == ["a.yaml", "b.yaml"]
+    assert left == ["a.yaml", "b.yaml", "logs"]
 
 
 def wait_until(holds, seconds=120):

@@ -11,34 +11,35 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "liftlab"
 NAMED = [  # in the README's table
     "documents", "benchmarks", "worlds", "register_tasks", "prompts", "examples", "gguf_weights", "hub_weights",
-    "hub_data", "weights", "models", "token_losses", "gated_layer", "gated_memory", "recipes", "adapters", "records",
-    "lifted", "batches", "encoding", "streaming", "lifting", "reference", "answering", "packing", "rotary",
-    "stacked_layers", "stacked_memory", "stacked_training", "stacked", "machine", "text_overlap", "scoring",
-    "auxiliary.replies",
-    "auxiliary.endpoint", "auxiliary.sentences", "auxiliary.tasks", "auxiliary.local_model", "judge", "first_token",
-    "probes.layout", "probes.gates", "probes.answers", "probes.oracle_gate", "probes.memorization", "probes.in_context",
-    "probes.conflict", "probes.evidence_position", "branches", "pretraining", "statistics", "laws",
-    "published", "costs", "cells", "studies.together", "studies.registers",
-    "studies.lift_vs_icl", "studies.gate_values", "studies.oracle_gate", "studies.adapters",
-    "studies.memorization_vs_icl", "studies.conflict", "studies.evidence_position", "studies.segment_offset",
-    "studies.pretrain_micro", "studies.sources", "studies.conditions", "studies.evaluation",
-    "studies.document_sizes", "studies.dry_run", "studies.inputs", "studies.timings", "studies.efficiency_parts",
-    "studies.efficiency", "studies.ways", "studies.bench",
-    "canvas", "evaluation_points", "evaluation_plots", "gate_plots", "probe_plots", "context_plots",
-    "efficiency_points", "efficiency_plots", "plots", "probe_tables", "evaluation_tables", "efficiency_tables",
-    "tables", "bench_tables", "findings", "claims", "parameters", "runner", "side_by_side",
-    "cli_lift", "cli_bench", "cli",
+    "hub_data", "weights", "models", "token_losses", "gated_layer", "gated_memory", "recipes", "adapters", "provenance",
+    "records", "failures", "adapter_files", "lifted", "batches", "encoding", "streaming", "lifting", "reference",
+    "answering", "packing", "rotary", "stacked_layers", "fused_layers", "stacked_memory", "stacked_training", "stacked",
+    "machine", "text_overlap", "scoring", "locks", "auxiliary.replies", "auxiliary.endpoint", "auxiliary.sentences",
+    "auxiliary.tasks", "auxiliary.local_model", "judge", "first_token", "probes.layout", "probes.gates",
+    "probes.answers", "probes.oracle_gate", "probes.memorization", "probes.in_context", "probes.conflict",
+    "probes.evidence_position", "branches", "pretraining", "statistics", "laws", "published", "costs", "run_log",
+    "cell_groups", "cells", "studies.together", "studies.registers", "studies.lift_vs_icl", "studies.gate_values",
+    "studies.oracle_gate", "studies.adapters", "studies.memorization_vs_icl", "studies.conflict",
+    "studies.evidence_position", "studies.segment_offset", "studies.pretrain_micro", "studies.sources",
+    "studies.conditions", "studies.evaluation", "studies.document_sizes", "studies.dry_run", "studies.inputs",
+    "studies.timings", "studies.efficiency_parts", "studies.efficiency", "studies.ways", "studies.bench", "canvas",
+    "evaluation_points", "evaluation_plots", "gate_plots", "probe_plots", "context_plots", "efficiency_points",
+    "efficiency_plots", "plots", "probe_tables", "evaluation_tables", "efficiency_tables", "tables", "bench_tables",
+    "findings", "claims", "drawing", "bounds", "plain_yaml", "parameters", "kernels", "runner", "processes", "progress",
+    "side_by_side", "origins", "differences", "verifying", "cli_lift", "cli_bench", "cli_status", "cli_verify", "cli",
 ]  # fmt: skip
 PROBES = {f"probes.{path.stem}" for path in (PACKAGE / "probes").glob("[!_]*.py")}
 AFTER = NAMED.index("probes.evidence_position") + 1  # where a probe stands that the table does not name
 ORDER = [*NAMED[:AFTER], *sorted(PROBES - set(NAMED)), *NAMED[AFTER:]]
 WITHOUT_TORCH = [
     "documents", "benchmarks", "worlds", "register_tasks", "prompts", "examples", "hub_data", "batches", "streaming",
-    "text_overlap", "scoring", "auxiliary.replies", "auxiliary.endpoint", "auxiliary.sentences", "auxiliary.tasks",
-    "judge", "records", "statistics", "laws", "published", "costs", "cells", "canvas", "evaluation_points",
-    "evaluation_plots", "gate_plots", "probe_plots", "context_plots", "efficiency_points", "efficiency_plots", "plots",
-    "probe_tables", "evaluation_tables", "efficiency_tables", "tables", "bench_tables", "findings", "claims",
-    "parameters", "runner", "side_by_side", "cli_lift", "cli_bench", "cli",
+    "text_overlap", "scoring", "locks", "auxiliary.replies", "auxiliary.endpoint", "auxiliary.sentences",
+    "auxiliary.tasks", "judge", "provenance", "records", "failures", "statistics", "laws", "published", "costs",
+    "run_log", "cell_groups", "cells", "canvas", "evaluation_points", "evaluation_plots", "gate_plots", "probe_plots",
+    "context_plots", "efficiency_points", "efficiency_plots", "plots", "probe_tables", "evaluation_tables",
+    "efficiency_tables", "tables", "bench_tables", "findings", "claims", "drawing", "plain_yaml", "parameters",
+    "kernels", "runner", "processes", "progress", "side_by_side", "origins", "differences", "verifying", "cli_lift",
+    "cli_bench", "cli_status", "cli_verify", "cli",
 ]  # fmt: skip
 
 

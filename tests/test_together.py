@@ -1,20 +1,28 @@
 """Cells computed together get what each would get alone, whatever the others ask for and whichever of them fails."""
 
+import errno
+import gc
+import re
+import weakref
 from contextlib import contextmanager
 from inspect import GEN_CLOSED, getgeneratorstate
+from itertools import cycle
 
 import pandas as pd
 import pytest
 import torch
 
-from liftlab import stacked
+from liftlab import answering, stacked
 from liftlab.answering import answer, answer_prompts
-from liftlab.cells import CellError
+from liftlab.cells import CellsFailed
 from liftlab.examples import known_pairs
+from liftlab.failures import CellError, split
 from liftlab.lifting import lift
+from liftlab.machine import OutOfMemory
 from liftlab.probes import answers
 from liftlab.prompts import PLAIN, put
 from liftlab.recipes import Recipe
+from liftlab.records import WriteError, read
 from liftlab.stacked import Job
 from liftlab.studies import (
     conflict,
@@ -143,22 +151,139 @@ def fails_after(steps, error, document, base):
     raise error
 
 
+def closed(cells):
+    return {getgeneratorstate(cell) for cell in cells} == {GEN_CLOSED}
+
+
 @pytest.mark.parametrize("failing", ["a cell", "a lift", "an answer", "a wrong request"])
-def test_an_error_is_raised_as_it_is_and_closes_every_cell(tiny, registers, failing):
+def test_an_error_ends_its_own_cell_and_the_others_get_what_they_would_get_without_it(tiny, registers, failing):
 
     def wrong():
         yield "a wish"
 
     bad, kind, words = {
-        "a cell": (fails_after(1, OSError("disk full"), registers[0], tiny), OSError, "disk full"),
+        "a cell": (fails_after(1, OSError("no such host"), registers[0], tiny), OSError, "no such host"),
         "a lift": (lifted(tiny, registers[0], Recipe(segment_tokens=250, offset_tokens=250)), ValueError, "segment"),
         "an answer": (asks(tiny, registers[0], ["none"], answer_tokens=0), ValueError, "max_new_tokens"),
         "a wrong request": (wrong(), TypeError, "a cell yielded 'a wish': it may ask for a Job or an Ask"),
     }[failing]
     cells = [lifted(tiny, registers[1], RECIPES["lora"]), bad, asks(tiny, registers[2], ["none"] * 9)]
-    with untouched(tiny), pytest.raises(kind, match=words):
+    with untouched(tiny):
+        first, error, last = together(tiny, cells)
+    assert type(error) is kind and re.search(words, str(error)) and closed(cells)
+    pd.testing.assert_frame_equal(first, by_hand(tiny, registers[1], RECIPES["lora"]), rtol=1e-5)
+    pd.testing.assert_frame_equal(last, alone(tiny, asks(tiny, registers[2], ["none"] * 9)))
+
+
+@pytest.mark.parametrize(
+    "error", [CellError("grid"), WriteError(errno.EACCES, "x"), OSError(errno.ENOSPC, "x"), KeyboardInterrupt()]
+)
+def test_an_error_that_is_the_whole_run_s_is_raised_and_closes_every_cell(tiny, registers, error):
+    bad = fails_after(1, error, registers[0], tiny)
+    cells = [lifted(tiny, registers[1], RECIPES["lora"]), bad, asks(tiny, registers[2], ["none"] * 9)]
+    with untouched(tiny), pytest.raises(type(error)) as raised:
         together(tiny, cells)
-    assert {getgeneratorstate(cell) for cell in cells} == {GEN_CLOSED}
+    assert raised.value is error and closed(cells)
+
+
+def test_alone_raises_what_ended_the_cell(tiny, registers):
+    with pytest.raises(RuntimeError, match="mine"):
+        alone(tiny, fails_after(0, RuntimeError("mine"), registers[0], tiny))
+
+
+SHORT_OF_MEMORY = cycle(
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ]
+)
+
+
+def test_what_memory_does_not_hold_is_lifted_and_asked_in_halves(tiny, registers, monkeypatch):
+    """Memory for two documents at once and for two prompts: the bits are those of cells computed two at a time."""
+    frames = [frame for two in (registers[:2], registers[2:])
+              for frame in together(tiny, [lifted(tiny, d, RECIPES["lora"]) for d in two])]  # fmt: skip
+    real_lift, real_generate, refused = stacked.lift, answering.generate, []
+
+    def limited(real, count):
+        def call(base, many, *rest, **settings):
+            if len(many) > count:
+                refused.append(len(many))
+                raise next(SHORT_OF_MEMORY)
+            return real(base, many, *rest, **settings)
+
+        return call
+
+    monkeypatch.setattr(stacked, "lift", limited(real_lift, 2))
+    for module in (stacked, answering):
+        monkeypatch.setattr(module, "generate", limited(real_generate, 2))
+    with untouched(tiny):
+        found = together(tiny, [lifted(tiny, document, RECIPES["lora"]) for document in registers])
+    for frame, wanted in zip(found, frames, strict=True):
+        pd.testing.assert_frame_equal(frame, wanted)
+    assert refused[0] == 3 and len(refused) > 3  # documents; then prompts, of every kind of error
+
+
+def watched_by(tiny, document, watch):
+    """Lifts with a watch and returns the weights."""
+    adapter = yield Job(document, RECIPES["lora"], known_pairs(document), watch)
+    return pd.DataFrame({"weights": [value.abs().sum().item() for value in adapter.state.values()]})
+
+
+def test_a_document_that_memory_never_holds_fails_alone(tiny, registers):
+    """In the midst of training, whatever else is in the stack; the others' weights are those without it."""
+
+    def full(step, on):
+        if step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    watches = [None, full, None]
+    with untouched(tiny):
+        found = together(tiny, [watched_by(tiny, *of) for of in zip(registers, watches, strict=True)])
+    assert isinstance(found[1], OutOfMemory)
+    assert str(found[1]).startswith("one document alone needs more memory than there is (CUDA out of memory. Tried")
+    for place in (0, 2):
+        wanted = alone(tiny, watched_by(tiny, registers[place], None))
+        pd.testing.assert_frame_equal(found[place], wanted, rtol=1e-5)
+
+
+def test_a_document_that_diverges_fails_alone(tiny, registers):
+    """No number for a loss in one document: the others' answers and weights are those that they get without it."""
+    wild = Recipe.preset("micro/lora", mixed_epochs=1, learning_rate=1e30)
+    plans = [RECIPES["lora"], RECIPES["lora"], wild]
+    with untouched(tiny):
+        first, second, third = together(tiny, [lifted(tiny, *of) for of in zip(registers, plans, strict=True)])
+    assert isinstance(third, FloatingPointError) and "document 'register-202'" in str(third)
+    for document, frame in zip(registers, (first, second), strict=False):
+        pd.testing.assert_frame_equal(frame, by_hand(tiny, document, RECIPES["lora"]), rtol=1e-5)
+
+
+def test_a_kept_error_keeps_no_memory(tiny, registers):
+    """Nothing that the calls held is held by the error: the next try has need of it."""
+    held = []
+
+    def full(step, on):
+        activations = torch.zeros(8)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    found = together(tiny, [watched_by(tiny, document, full) for document in registers[:2]])
+    assert all(isinstance(error, OutOfMemory) for error in found)
+    gc.collect()
+    assert len(held) == 3 and not any(reference() is not None for reference in held)
+
+
+def test_a_cell_may_go_on_after_its_lift_has_failed(tiny, registers):
+    def careful(document):
+        try:
+            yield Job(document, Recipe(segment_tokens=250, offset_tokens=250))
+        except ValueError as error:
+            said = yield Ask(prompts(tiny, document), 2)
+            return pd.DataFrame({"said": said, "why": str(error)})
+
+    found = alone(tiny, careful(registers[0]))
+    assert "segment" in found["why"][0] and list(found["said"]) == answer_prompts(tiny, prompts(tiny, registers[0]), 2)
 
 
 @pytest.mark.parametrize("context", ["none", "truncated", "full"])
@@ -262,3 +387,29 @@ def test_a_study_s_records_together_are_those_of_each_document_alone(study, tmp_
     pd.testing.assert_frame_equal(at_once, one_by_one, rtol=1e-4, atol=1e-4)
     sizes = [len(names) for names, _ in lifts]
     assert sizes.count(1) == sum(sizes) / 2 and min(sizes[sizes.count(1) :]) > 1
+
+
+def test_a_document_that_fails_is_a_row_of_its_study_and_works_the_next_time(tmp_path, monkeypatch):
+    """The other documents' records are those of an undisturbed run; so are all, when what failed has worked."""
+    monkeypatch.setenv("LIFTLAB_AT_ONCE", "4")
+    settings = {**GATED, "documents": 3, "windows": 0.3, "every": 10}
+    wanted = gate_values.run(**settings, records=tmp_path / "undisturbed")
+    real = stacked.lift
+
+    def full(base, jobs, **how):
+        if any(job.document.name == "register-201" for job in jobs):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(base, jobs, **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stacked, "lift", full)
+        with pytest.raises(
+            CellsFailed, match=r"1 of 3 cells failed: \{'document_seed': 201\}: one document alone needs"
+        ):
+            gate_values.run(**settings, records=tmp_path / "short")
+    good, failed = split(read(tmp_path / "short" / "gate_values.csv")[0])
+    expected = wanted[wanted["document"] != "register-201"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(good, expected, rtol=1e-4, atol=1e-4)
+    assert len(failed) == 1 and failed["base_model"][0] == "micro"
+    again = gate_values.run(**settings, records=tmp_path / "short")
+    pd.testing.assert_frame_equal(again, wanted, rtol=1e-4, atol=1e-4)

@@ -6,10 +6,12 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
+
+from liftlab import locks, records
 
 ROLES = ("system", "user", "assistant")
 
@@ -66,14 +68,14 @@ class Generator(Protocol):
 class ReplyCache:
     """The accepted replies about one document: folder/HASH.jsonl, a line each, only ever added to.
 
-    Opening it drops a last line that a kill cut short; ValueError with its place for any other damaged line. One
-    process at a time may ask about a document.
+    One process at a time asks about a document (see `asking`), and keeps what is replied. A last line that a kill cut
+    short is no reply, and dropped before anything is added; ValueError with its place for any other damaged line.
     """
 
     def __init__(self, folder: str | Path, document_text: str) -> None:
         self._document = hashlib.sha256(document_text.encode("utf-8", "surrogatepass")).hexdigest()
         self.path = Path(folder) / f"{self._document}.jsonl"
-        self._texts = _texts(self.path) if self.path.exists() else {}
+        self._texts = _texts(self.path)[0]
 
     def key(self, name: str, request: Request) -> str:
         """What a reply is kept under: a hash of the document, the generator's name and the whole request."""
@@ -83,14 +85,36 @@ class ReplyCache:
         """The text kept last under `key`, or None."""
         return self._texts.get(key)
 
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Keep other processes from asking about the document, after waiting for one that is; its replies are known."""
+        name = self.path.name[:12]
+        waiting = f"liftlab: waiting for another process, which asks about the same document ({name}...)"
+        with locks.held(self.path.with_name(f".{self.path.stem}.lock"), nested=True, waiting=waiting):
+            self._texts, whole = _texts(self.path)
+            if whole is not None:
+                with records.refusals_told(self.path):
+                    os.truncate(self.path, whole)
+            yield
+
     def keep(self, key: str, text: str, refused: int = 0) -> None:
-        """Add a reply, on disk when this returns; `refused` unusable ones went before it."""
+        """Add a reply, on disk when this returns; `refused` unusable ones went before it. Only while `asking`.
+
+        records.WriteError where the system refuses; no part of the line stays then.
+        """
         line = json.dumps({"key": key, "text": text, "refused": refused}) + "\n"  # ASCII: holds a lone surrogate too
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.write(line.encode("ascii"))
-            file.flush()
-            os.fsync(file.fileno())
+        with records.refusals_told(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            before = self.path.stat().st_size if self.path.exists() else 0
+            try:
+                with self.path.open("ab") as file:
+                    file.write(line.encode("ascii"))
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError:
+                if self.path.exists():
+                    os.truncate(self.path, before)
+                raise
         self._texts[key] = text
 
 
@@ -126,21 +150,31 @@ def _arrivals(requests, reads: list[Read], generator: Generator, cache: ReplyCac
     """The cached replies, then the others as they come; equal requests, a group, are asked as one."""
     groups = _groups(requests, generator, cache)
     readers = {key: _together([reads[index] for index in group]) for key, group in groups.items()}
-    unknown = []
+    unknown = yield from _known(cache, groups, readers)
+    if not unknown:
+        return
+    with nullcontext() if cache is None else cache.asking():
+        unknown = yield from _known(cache, unknown, readers)  # another process may have asked meanwhile
+        if not unknown:
+            return
+        asked = [(group[0], requests[group[0]]) for group in unknown.values()]
+        keeping = [_keeping(readers[key], key, cache) for key in unknown]
+        by_first = {group[0]: group for group in unknown.values()}
+        with closing(generator.replies(asked, keeping)) as fresh:
+            for reply in fresh:
+                yield from _each(reply, by_first[reply.index])
+
+
+def _known(cache: ReplyCache | None, groups: dict[str, list[int]], readers: dict[str, Read]) -> Iterator[Reply]:
+    """The replies that the cache holds; returns the groups that it does not."""
+    unknown = {}
     for key, group in groups.items():
         found = None if cache is None else _cached(cache.get(key), group[0], readers[key])
         if found is None:
-            unknown.append(key)
+            unknown[key] = group
         else:
             yield from _each(found, group)
-    if not unknown:
-        return
-    asked = [(groups[key][0], requests[groups[key][0]]) for key in unknown]
-    keeping = [_keeping(readers[key], key, cache) for key in unknown]
-    by_first = {groups[key][0]: groups[key] for key in unknown}
-    with closing(generator.replies(asked, keeping)) as fresh:
-        for reply in fresh:
-            yield from _each(reply, by_first[reply.index])
+    return unknown
 
 
 def _groups(requests, generator: Generator, cache: ReplyCache | None) -> dict[str, list[int]]:
@@ -193,9 +227,9 @@ def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode("ascii")).hexdigest()
 
 
-def _texts(path: Path) -> dict[str, str]:
-    """The replies in a cache file by key; a torn last line is cut off the file."""
-    data = path.read_bytes()
+def _texts(path: Path) -> tuple[dict[str, str], int | None]:
+    """The replies in a cache file by key; where its last line is torn, the bytes before that, else None."""
+    data = path.read_bytes() if path.exists() else b""
     *whole, tail = data.split(b"\n")
     lines = [line + b"\n" for line in whole] + [tail] * bool(tail)
     texts: dict[str, str] = {}
@@ -204,10 +238,10 @@ def _texts(path: Path) -> dict[str, str]:
         if entry is not None:
             texts[entry[0]] = entry[1]
         elif number == len(lines):
-            os.truncate(path, len(data) - len(line))
+            return texts, len(data) - len(line)
         else:
             raise ValueError(f"{path}:{number} is damaged: it is no reply as written, delete that line to ask again")
-    return texts
+    return texts, None
 
 
 def _entry(line: bytes) -> tuple[str, str] | None:

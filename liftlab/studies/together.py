@@ -2,24 +2,28 @@
 
 Such a cell is a generator. It yields a `Job` and is sent the lifted document, yields an `Ask` and is sent the answers,
 and returns its records. What it gets does not depend on the cells beside it, but for rounding (1e-5 in the weights).
+Nor does it fail with them: what cannot be done for several is done for fewer, in halves down to one, and the error that
+is left then is raised in that cell alone.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import traceback
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
-from liftlab import answering, scoring, stacked
-from liftlab.cells import CellError, whole_number
+from liftlab import answering, machine, scoring, stacked
+from liftlab.cells import whole_number
 from liftlab.documents import Document, Question
+from liftlab.failures import CellError, ends_run
 from liftlab.lifted import Lifted
 from liftlab.models import BaseModel
 from liftlab.probes import answers
@@ -28,6 +32,7 @@ from liftlab.recipes import Recipe
 from liftlab.stacked import Job
 
 DOCUMENTS_AT_ONCE = 8
+BATCH_TOKENS = 16384  # padded prompt tokens of one batch of questions
 AT_ONCE = "LIFTLAB_AT_ONCE"  # environment variable: documents lifted at once
 MEMORY = "LIFTLAB_MEMORY_GIB"  # environment variable: the memory that lifting them may take
 
@@ -46,14 +51,17 @@ class Ask:
 
 Answers = list[str | None]
 Cell = Generator[Job | Ask, Lifted | Answers, pd.DataFrame]
+Done = TypeVar("Done", Lifted, Answers)
 
 
-def together(base: BaseModel, cells: Sequence[Cell], memory_gib: float | None = None) -> list[pd.DataFrame]:
-    """What each of `cells` returns. Whatever is raised, in a cell or in doing what it asked for, closes all others.
+def together(base: BaseModel, cells: Sequence[Cell], memory_gib: float | None = None) -> list[pd.DataFrame | Exception]:
+    """What each of `cells` returns, or the error that ended it, in it or in doing what it asked for.
 
-    Documents are lifted when no cell has anything to ask, so that no lift goes alone for want of a few answers.
+    Documents are lifted when no cell has anything to ask, so that no lift goes alone for want of a few answers. A
+    `watch` is called again from step 0 where a document is lifted again. An error that is the whole run's (see
+    `failures.ends_run`), or an interrupt, is raised, and closes all cells.
     """
-    done: dict[int, pd.DataFrame] = {}
+    done: dict[int, pd.DataFrame | Exception] = {}
     jobs: dict[int, Job] = {}  # waiting; by the cell's place, as all here
     sent: dict[int, Any] = dict.fromkeys(range(len(cells)))
     with ExitStack() as closing:
@@ -71,8 +79,11 @@ def together(base: BaseModel, cells: Sequence[Cell], memory_gib: float | None = 
 
 
 def alone(base: BaseModel, cell: Cell) -> pd.DataFrame:
-    """What one cell returns."""
-    return together(base, [cell])[0]
+    """What one cell returns; the error that ended it is raised."""
+    (done,) = together(base, [cell])
+    if isinstance(done, Exception):
+        raise done
+    return done
 
 
 def grouped(load: Callable[[], BaseModel], recipes: Iterable[Recipe]) -> dict[str, Any]:
@@ -121,7 +132,9 @@ def scored(
     return answers.rows(document, questions, values, score)
 
 
-def _on_loaded(load: Callable[[], BaseModel], memory_gib: float | None, cells: Sequence[Cell]) -> list[pd.DataFrame]:
+def _on_loaded(
+    load: Callable[[], BaseModel], memory_gib: float | None, cells: Sequence[Cell]
+) -> list[pd.DataFrame | Exception]:
     return together(load(), cells, memory_gib)
 
 
@@ -138,44 +151,98 @@ def _memory_gib() -> float | None:
     return value
 
 
-def _requests(cells: Sequence[Cell], sent: dict[int, Any], done: dict[int, pd.DataFrame]) -> dict[int, Job | Ask]:
-    """What the cells ask for next; those that have returned instead are put into `done`."""
+def _requests(
+    cells: Sequence[Cell], sent: dict[int, Any], done: dict[int, pd.DataFrame | Exception]
+) -> dict[int, Job | Ask]:
+    """What the cells ask for next; how the others ended is put into `done`. An error among `sent` is raised there."""
     requests: dict[int, Job | Ask] = {}
     for place, given in sent.items():
+        cell = cells[place]
         try:
-            requests[place] = cells[place].send(given)
+            request = cell.throw(given) if isinstance(given, Exception) else cell.send(given)
+            if not isinstance(request, Job | Ask):
+                raise TypeError(f"a cell yielded {request!r:.60}: it may ask for a Job or an Ask")
+            requests[place] = request
         except StopIteration as end:
             done[place] = end.value
-        else:
-            if not isinstance(requests[place], Job | Ask):
-                raise TypeError(f"a cell yielded {requests[place]!r:.60}: it may ask for a Job or an Ask")
+        except Exception as error:
+            done[place] = _kept(error)
     return requests
 
 
-def _lifted(base: BaseModel, jobs: dict[int, Job], memory_gib: float | None) -> dict[int, Lifted]:
-    places = sorted(jobs)
-    if not places:
-        return {}
-    found = stacked.lift(base, [jobs[place] for place in places], memory_gib=memory_gib, progress=False)
-    return dict(zip(places, found, strict=True))
+def _kept(error: Exception) -> Exception:
+    """The error, without what the calls in its trace hold: tensors, of which the next try has need."""
+    if ends_run(error):
+        raise error
+    for each in (error, error.__cause__, error.__context__):
+        if each is not None:
+            traceback.clear_frames(each.__traceback__)
+    return error
 
 
-def _said(base: BaseModel, asks: dict[int, Ask]) -> dict[int, Answers]:
+def _in_halves(
+    base: BaseModel, places: Sequence[int], do: Callable[[Sequence[int]], Sequence[Done]]
+) -> dict[int, Done | Exception]:
+    """What `do` gives, by place: for all of `places`, else for each half of them, and so on; an error for one alone."""
+    try:
+        with machine.memory_errors():
+            return dict(zip(places, do(places), strict=True))
+    except Exception as error:
+        _kept(error)
+        if len(places) == 1:
+            return {places[0]: _too_large(error) if isinstance(error, machine.OutOfMemory) else error}
+    machine.free(base.model.device)  # out of the handler, which holds the error
+    half = (len(places) + 1) // 2
+    return _in_halves(base, places[:half], do) | _in_halves(base, places[half:], do)
+
+
+def _too_large(error: machine.OutOfMemory) -> machine.OutOfMemory:
+    """The error as a cell gets it."""
+    told = " ".join(str(error).split())
+    return machine.OutOfMemory(
+        f"one document alone needs more memory than there is{f' ({told})' if told else ''}: "
+        "free some, or choose a smaller rank, shorter segments or gradient_checkpointing"
+    )
+
+
+def _lifted(base: BaseModel, jobs: dict[int, Job], memory_gib: float | None) -> dict[int, Lifted | Exception]:
+    def lift(places: Sequence[int]) -> list[Lifted]:
+        return stacked.lift(base, [jobs[place] for place in places], memory_gib=memory_gib, progress=False)
+
+    return _in_halves(base, sorted(jobs), lift) if jobs else {}
+
+
+def _said(base: BaseModel, asks: dict[int, Ask]) -> dict[int, Answers | Exception]:
     """Asks of one answer length are answered together: those of lifted documents, and those of the base model."""
     groups: dict[tuple[int, bool], list[int]] = {}
     for place, ask in asks.items():
         groups.setdefault((ask.answer_tokens, ask.lifted is None), []).append(place)
-    found: dict[int, Answers] = {}
-    for (answer_tokens, bare), places in groups.items():
-        prompts = [asks[place].prompts for place in places]
-        if bare:
-            said = _of_base(base, prompts, answer_tokens)
-        else:
-            said = stacked.answer(base, [asks[place].lifted for place in places], prompts, answer_tokens)
-        found |= zip(places, said, strict=True)
+    found: dict[int, Answers | Exception] = {}
+    for places in groups.values():
+        found |= _in_halves(base, places, lambda some: _answered(base, [asks[place] for place in some]))
     return {place: found[place] for place in asks}
 
 
-def _of_base(base: BaseModel, prompts: Sequence[Sequence[list[int] | None]], answer_tokens: int) -> list[Answers]:
-    said = iter(answering.answer_prompts(base, list(chain.from_iterable(prompts)), answer_tokens))
+def _answered(base: BaseModel, asks: Sequence[Ask], batch_tokens: int = BATCH_TOKENS) -> list[Answers]:
+    """Where memory runs out, batches are halved, as long as one holds more than a prompt of each document."""
+    prompts, lifted, tokens = [ask.prompts for ask in asks], [ask.lifted for ask in asks], asks[0].answer_tokens
+    try:
+        with machine.memory_errors():
+            if lifted[0] is None:
+                return _of_base(base, prompts, tokens, batch_tokens)
+            return stacked.answer(base, lifted, prompts, tokens, batch_tokens)
+    except machine.OutOfMemory as error:
+        longest = max((len(prompt) for of in prompts for prompt in of if prompt is not None), default=0)
+        if batch_tokens <= longest * len(asks):
+            raise
+        _kept(error)
+    machine.free(base.model.device)
+    return _answered(base, asks, batch_tokens // 2)
+
+
+def _of_base(
+    base: BaseModel, prompts: Sequence[Sequence[list[int] | None]], answer_tokens: int, batch_tokens: int
+) -> list[Answers]:
+    flat = list(chain.from_iterable(prompts))
+    said = iter(answering.answer_prompts(base, flat, answer_tokens, batch_tokens))
     return [list(islice(said, len(of))) for of in prompts]
