@@ -88,12 +88,17 @@ def only(rows: pd.DataFrame, column: str) -> str:
 
 
 def by_document(rows: pd.DataFrame, by: list[str], weights: str | None = None) -> pd.DataFrame:
-    """One value per group of `by` and document: its rows averaged within a seed (by `weights`), then its seeds."""
+    """One value per group of `by` and document: its rows averaged within a seed (by `weights`), then its seeds.
+
+    Within a seed rows are summed in the order of their values: how a table is sorted changes no digit.
+    """
     keys = [*by, "document", "seed"]
-    rows = rows[[*keys, "value"]].assign(weight=rows[weights] if weights else 1.0)
-    rows = rows.sort_values([*keys, "value", "weight"])
-    sums = rows.assign(total=rows["value"] * rows["weight"]).groupby(keys, dropna=False)[["total", "weight"]].sum()
-    seeds = (sums["total"] / sums["weight"]).rename("value").reset_index()
+    seed = rows.groupby(keys, dropna=False).ngroup().to_numpy()
+    value, weight = rows["value"].to_numpy(float), (rows[weights].to_numpy(float) if weights else np.ones(len(rows)))
+    order = np.lexsort([weight, value, seed])
+    sums = pd.DataFrame({"total": value * weight, "weight": weight}).iloc[order].groupby(seed[order]).sum()
+    first = order[np.diff(seed[order], prepend=-1) > 0]  # a row of each seed
+    seeds = rows[keys].iloc[first].assign(value=(sums["total"] / sums["weight"]).to_numpy())
     return seeds.groupby([*by, "document"], dropna=False)["value"].mean().reset_index()
 
 

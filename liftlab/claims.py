@@ -30,16 +30,15 @@ COLUMNS = ["claim", "version", "notebook", "kind", "a", "b", "published_a", "pub
            "score", "base_model", "difference", "low", "high", "p", "documents", "verdict", "why"]  # fmt: skip
 LEAST = 2  # documents that an interval needs
 ALL = "all"  # questions of every type, such as every place of a needle
-SCORED = ["kind", "condition", "document", "seed", "value"]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What one notebook recorded of its first score: `rows` with columns `SCORED`, none where it has no score."""
+    """What one notebook recorded of its first score: means by kind, condition and document, none without a score."""
 
     base_model: str
     score: str
-    rows: pd.DataFrame
+    means: pd.DataFrame  # of kind `ALL` too
     failed: str  # how many of its cells failed, "" for none
 
 
@@ -71,7 +70,10 @@ def _scores(table: pd.DataFrame, provenance: dict) -> Scores:
         return Scores(base, "", rows.iloc[:0], failed)
     rows = measured_scores(rows)
     score = rows["metric"].iloc[0]
-    return Scores(base, score, rows.loc[rows["metric"] == score, SCORED], failed)
+    rows = rows.loc[rows["metric"] == score, ["kind", "condition", "document", "seed", "value"]]
+    parts = [rows, rows[rows["kind"] != LONG_QA].assign(kind=ALL)]
+    means = by_document(pd.concat(parts, ignore_index=True), ["kind", "condition"])
+    return Scores(base, score, means, failed)
 
 
 def notebooks() -> set[str]:
@@ -111,11 +113,10 @@ def _printed(version: str, test: dict) -> dict:
 
 def _measured(scores: Scores, test: dict) -> dict:
     """Our difference over documents in the notebook's first score."""
-    known, rows = {"base_model": scores.base_model}, scores.rows
-    if rows.empty:
+    known, means = {"base_model": scores.base_model}, scores.means
+    if means.empty:
         return known | {"why": "its records hold no score of a question"}
-    wanted = rows["kind"] != LONG_QA if test["kind"] == ALL else rows["kind"] == test["kind"]
-    means = by_document(rows[wanted & rows["condition"].isin([test["a"], test["b"]])], ["condition"])
+    means = means[means["kind"] == test["kind"]]
     sides = [means[means["condition"] == test[side]].set_index("document")["value"] for side in "ab"]
     both = len(sides[0].index.intersection(sides[1].index))
     known |= {"score": scores.score, "documents": both}

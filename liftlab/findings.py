@@ -250,14 +250,15 @@ def contrasts(notebook: str, records: pd.DataFrame) -> Said:
     rows = measured_scores(records)
     score = rows["metric"].iloc[0]
     rows = rows.loc[rows["metric"] == score, ["kind", "condition", "document", "seed", "value"]]
-    kinds = ["all"] if notebook == "needle" else list(dict.fromkeys(rows["kind"]))
+    if notebook == "needle":
+        rows = rows.assign(kind="all")
+    kinds, means = list(dict.fromkeys(rows["kind"])), by_document(rows, ["kind", "condition"])
     found = []
     for first, second in CONTRASTS[notebook]:
         what = f"{condition_label(first)} minus {condition_label(second)}, {SCORE_LABELS.get(score, score)}"
         for kind in kinds:
-            part = rows if kind == "all" else rows[rows["kind"] == kind]
-            sides = [by_document(part[part["condition"] == name], []).set_index("document")["value"]
-                     for name in (first, second)]  # fmt: skip
+            part = means[means["kind"] == kind]
+            sides = [part[part["condition"] == name].set_index("document")["value"] for name in (first, second)]
             found.append(Comparison(what, kind.replace("_", " "), *sides))
     return found, []
 
