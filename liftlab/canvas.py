@@ -58,9 +58,9 @@ def worked(records: pd.DataFrame, cells: int | None = None) -> tuple[pd.DataFram
     """The records without the rows of failed cells, and how many failed, of the study's `cells`; "" where none did."""
     if absent := [name for name in ("metric", "unit") if name not in records.columns]:
         raise PlotError(f"records lack column {absent[0]!r}: they have {list(records.columns)}")
+    if not (records["metric"] == failures.METRIC).any():
+        return records, ""  # without the copy that a split makes
     kept, failed = failures.split(records)
-    if failed.empty:
-        return records, ""
     of = "" if cells is None else f" of {cells}"
     noun, verb = ("cell", "is") if len(failed) == 1 and not of else ("cells", "are")
     return kept, f"{len(failed)}{of} {noun} failed and {verb} not in these numbers"
@@ -178,11 +178,13 @@ def headed(axis: Axes, title: str, columns: int = 0, more: Axes | None = None) -
     axis.set_title(title, fontsize="medium", pad=6 + 15 * lines)
 
 
-def heat_map(axis: Axes, grid: pd.DataFrame, top: float, colours: str, numbers: str = "", bar: str = "") -> None:
+def heat_map(
+    axis: Axes, grid: pd.DataFrame, top: float, colours: str, numbers: str = "", bar: str = "", last: bool = True
+) -> None:
     """`grid` as coloured cells, 0 to `top` in the colour map `colours`, its first row above; missing cells are empty.
 
     `numbers`: their font size in the cells, "" for none; `bar`: a colour bar's label, "" for none; with both, white
-    lines part the cells. The figure is laid out once with the cells alone: from there its last layout settles.
+    lines part the cells. A figure's `last` map lays it out once without its own names: from there its layout settles.
     """
     rows, columns = grid.shape
     lines = {"edgecolor": "white", "linewidths": 0.5 if bar and numbers else 0}
@@ -193,7 +195,7 @@ def heat_map(axis: Axes, grid: pd.DataFrame, top: float, colours: str, numbers: 
         axis.figure.colorbar(mesh, ax=axis, label=bar).outline.set_linewidth(0)
     _names(axis, grid)
     figure = axis.get_figure(root=True)
-    if (layout := figure.get_layout_engine()) is not None:
+    if last and (layout := figure.get_layout_engine()) is not None:
         layout.execute(figure)
     axis.set(xlabel=grid.columns.name, ylabel=grid.index.name)
     if numbers:

@@ -110,19 +110,20 @@ def needle(records: pd.DataFrame) -> Drawn:
     figure.suptitle(f"{n} haystacks a cell: {SCORE_LABELS.get(metric, metric)}", fontsize="medium")
     for line, part, names in zip(axes, rows, columns, strict=True):
         for axis, name in zip(line, names, strict=False):
-            _map(axis, part[part["condition"] == name], condition_label(name))
+            last = part is rows[-1] and name == names[-1]
+            _map(axis, part[part["condition"] == name], condition_label(name), last)
         for axis in line[len(names) :]:
             axis.set_axis_off()
     figure.colorbar(axes[0, 0].collections[0], ax=axes, shrink=0.5, label="score, 0..1")
     return figure, pd.concat(rows, ignore_index=True)
 
 
-def _map(axis: Axes, rows: pd.DataFrame, name: str) -> None:
+def _map(axis: Axes, rows: pd.DataFrame, name: str, last: bool) -> None:
     """Depth down, length across, the mean in each cell."""
     wide = (
         rows.pivot(index="depth", columns="length", values="mean").rename("{:g}".format).rename(columns="{:g}".format)
     )
-    heat_map(axis, wide, 1, "viridis", "x-small")
+    heat_map(axis, wide, 1, "viridis", "x-small", last=last)
     unit = {"w": "windows", "k": "1,000 tokens"}.get(rows["length_unit"].iloc[0], "words")
     where = "published: " if rows["source"].iloc[0] == "published" else ""
     axis.set_title(where + name, fontsize="small")

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 NUMBERS = sorted((ROOT / "figures").glob("*/*.csv"))
 BENCHES = [path for path in NUMBERS if path.stem.startswith("bench")]  # `liftlab bench`: a table without a figure
-DATA = [path for path in NUMBERS if path not in BENCHES]
+FAULTS = ROOT / "figures/micro/faults.csv"  # `make faults`
+DATA = [path for path in NUMBERS if path not in (*BENCHES, FAULTS)]
 
 
 @pytest.mark.parametrize("path", DATA, ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -30,6 +31,14 @@ def test_each_bench_stands_in_the_readme_as_its_data_gives_it(path):
     text = f"{tables.markdown(bench_tables.table(data))}\n\n{bench_tables.notes(data)}"
     assert path.with_suffix(".md").read_text("utf-8") == text
     assert text in README
+
+
+def test_the_readme_says_how_the_kills_ended():
+    kills = pd.read_csv(FAULTS)
+    whole = (kills["repeated"] == 0) & (kills["left_behind"] == 0) & (kills["exit_code"] == 0)
+    survived = (whole & (kills["records"] == "same")).sum()
+    assert f"{survived} of {len(kills)} kills at random moments" in README
+    assert f"{kills['cells_finished'].sum()} cells were finished by then, {kills['repeated'].sum()} of them" in README
 
 
 @pytest.mark.parametrize(
