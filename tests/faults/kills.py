@@ -2,7 +2,7 @@
 
     python tests/faults/kills.py --kills 50 --out figures/micro/faults.csv
 
-Each run is `liftlab run lift_vs_icl` of three small cells in a copy of the repository's notebooks. What is killed is
+Each run is `liftlab run lift_vs_icl` of six small cells in a copy of the repository's notebooks. What is killed is
 the command alone (its kernel is left behind and dies by itself), the kernel alone, or everything at once, by SIGKILL,
 or the command by SIGTERM.
 """
@@ -20,8 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOK = "lift_vs_icl"
 SETTINGS = {
     "windows": "[0.5]",
-    "documents": "3",
+    "documents": "6",
     "seeds": "1",
     "questions": "4",
     "conditions": '["closed_book", "lift"]',
@@ -155,21 +155,27 @@ def undisturbed() -> tuple[str, float]:
         return digest(folder), time.monotonic() - began
 
 
-def kill_all(kills: int, seed: int, side_by_side: int) -> list[Kill]:
-    """`kills` kills at uniformly drawn moments, in turn of each way."""
+def kill_all(kills: int, seed: int, side_by_side: int) -> Iterator[Kill]:
+    """`kills` kills, in turn of each way, as they are done; each at a moment drawn uniformly after the imports."""
     wanted, seconds = undisturbed()
     seconds *= side_by_side**0.5  # runs beside each other take longer; a run that ended is drawn again
-    drawn = random.Random(seed)
 
     def one(number: int) -> Kill:
         dice = random.Random(f"{seed} {number}")
-        while (found := killed(number, dice.uniform(0.2, seconds), WAYS[number % len(WAYS)], wanted)) is None:
+        while (found := killed(number, dice.uniform(0.3, 1.0) * seconds, WAYS[number % len(WAYS)], wanted)) is None:
             continue
-        print(f"{number + 1} of {kills}: {found}", flush=True)
         return found
 
     with ThreadPoolExecutor(side_by_side) as pool:
-        return list(pool.map(one, drawn.sample(range(kills), kills)))
+        for done in as_completed([pool.submit(one, number) for number in range(kills)]):
+            yield done.result()
+
+
+def write(found: Sequence[Kill], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(asdict(found[0])), lineterminator="\n")
+        table.writeheader()
+        table.writerows(asdict(one) for one in sorted(found, key=lambda one: one.number))
 
 
 def main() -> None:
@@ -177,16 +183,16 @@ def main() -> None:
     words.add_argument("--kills", type=int, default=50)
     words.add_argument("--seed", type=int, default=0)
     words.add_argument("--side-by-side", type=int, default=os.cpu_count() or 1)
-    words.add_argument("--out", type=Path, help="where the table goes (CSV)")
+    words.add_argument("--out", type=Path, help="where the table goes (CSV), a row more after each kill")
     asked = words.parse_args()
-    found = sorted(kill_all(asked.kills, asked.seed, asked.side_by_side), key=lambda one: one.number)
+    found: list[Kill] = []
+    for one in kill_all(asked.kills, asked.seed, asked.side_by_side):
+        found.append(one)
+        print(f"{len(found)} of {asked.kills}: {one}", flush=True)
+        if asked.out:
+            write(found, asked.out)
     survived = sum(one.survived for one in found)
     print(f"{survived} of {len(found)} kills resumed to the undisturbed run's records")
-    if asked.out:
-        with asked.out.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, list(asdict(found[0])), lineterminator="\n")
-            table.writeheader()
-            table.writerows(asdict(one) for one in found)
     sys.exit(survived < len(found))
 
 
