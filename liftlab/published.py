@@ -70,11 +70,6 @@ def of(notebook: str) -> pd.DataFrame:
 
 def reproduced() -> pd.DataFrame:
     """`numbers` with two more columns: notebook ("" for none) and reason, why a row is not re-run ("" if it is)."""
-    return _reproduced().copy()
-
-
-@cache
-def _reproduced() -> pd.DataFrame:
     rows = numbers()
     known = {(item.version, item.item): item for item in items()}
     of_rows = [known.get(key) for key in rows[KEYS].itertuples(index=False, name=None)]

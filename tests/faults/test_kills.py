@@ -27,11 +27,14 @@ def test_two_runs_at_once_compute_each_cell_once_and_both_end_well(undisturbed, 
     assert kills.left_behind(folder) == 0
 
 
-def test_a_full_disk_ends_a_run_with_one_line_and_it_goes_on_when_there_is_room(undisturbed, tmp_path):
-    """A file may hold no more than 4,000 bytes: a cell's table is larger."""
+@pytest.mark.parametrize(("most", "code"), [(4000, 2), (30000, 1)], ids=["the notebook", "the joined table"])
+def test_what_does_not_fit_on_the_disk_ends_a_run_in_one_line_and_it_goes_on_where_there_is_room(
+    undisturbed, tmp_path, most, code
+):
+    """No file may hold more than `most` bytes."""
     folder = kills.prepared(tmp_path)
-    full = kills.started(folder, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY)))
-    assert full.wait(kills.LONGEST) == 1
+    full = kills.started(folder, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY)))
+    assert full.wait(kills.LONGEST) == code
     said = (folder / "output.txt").read_text()
     assert "File too large" in said and "Traceback" not in said
     assert kills.left_behind(folder) == 0 and not (folder / "figures").exists()
