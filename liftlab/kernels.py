@@ -73,7 +73,7 @@ def _end_group(group: int) -> None:
         return
 
 
-# glibc keeps what is freed: giving a step's activations back and faulting them in again costs up to a tenth of lifting
+# glibc keeps what is freed, rather than give a step's activations back and fault them in again at the next step
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 
 
