@@ -56,6 +56,11 @@ def _manager(printed: Path | None) -> type:
                     settings["stderr"] = opened.enter_context(printed.open("ab"))
                 await self._async_start_kernel(**settings)
 
+        async def _async_interrupt_kernel(self) -> None:
+            """Not as it shuts down: a kernel that is just done with its last cell would report a KeyboardInterrupt."""
+            if not self.shutting_down:
+                await super()._async_interrupt_kernel()
+
         async def cleanup_resources(self, restart: bool = False) -> None:
             group = getattr(self.provisioner, "pgid", None)
             if group and self.provisioner.has_process and await self.provisioner.poll() is not None:
