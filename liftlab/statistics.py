@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import pandas as pd
-from scipy import special  # not scipy.stats, whose import takes as long as a figure
+from scipy import optimize, stats
 
 Interval = tuple[float, float, float]  # mean, low, high
-RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Paired:
 def interval(
     values_by_document: pd.Series | Mapping[str, float] | Sequence[float],
     confidence: float = 0.95,
-    resamples: int = RESAMPLES,
+    resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
     """Mean over documents and its bootstrap interval (expanded percentile), in the unit of the values.
@@ -39,43 +37,25 @@ def interval(
     than 5 documents the interval, which never leaves the range of the data, covers less than it says.
     """
     series = pd.Series(values_by_document, dtype=float)
-    _require_finite(series)
-    means = series.groupby(level=0, sort=True).mean().to_numpy()
-    return _bootstrapped(means, confidence, resamples, seed)
-
-
-def _require_finite(values: pd.Series) -> None:
-    if values.empty or not np.isfinite(values.to_numpy(float)).all():
-        raise ValueError(f"interval of {len(values)} values: needs at least one, all finite")
-
-
-def _bootstrapped(means: np.ndarray, confidence: float, resamples: int, seed: int) -> Interval:
-    """`interval` of the documents' means (documents,), sorted by document."""
+    if series.empty or not np.isfinite(series.to_numpy()).all():
+        raise ValueError(f"interval of {len(series)} values: needs at least one, all finite")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence = {confidence}: give a number between 0 and 1, such as 0.95")
+    means = series.groupby(level=0, sort=True).mean().to_numpy()
     mean = float(means.mean())
     if len(means) == 1:
         return mean, math.nan, math.nan
     if np.ptp(means) == 0:
         return float(means[0]), float(means[0]), float(means[0])
-    tail = (1 - expanded(confidence, len(means))) / 2
-    low, high = _quantiles(means[_drawn(len(means), resamples, seed)].mean(axis=1), np.array([tail, 1 - tail]))
-    return mean, float(low), float(high)
-
-
-@lru_cache(maxsize=4)  # the groups of one figure have mostly the same number of documents
-def _drawn(documents: int, resamples: int, seed: int) -> np.ndarray:
-    """Which documents each resample holds (resamples, documents)."""
-    return np.random.default_rng(seed).integers(documents, size=(resamples, documents))
-
-
-def _quantiles(values: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Linear between neighbours, as `numpy.quantile`, but to the last digit those of scipy's own bootstrap."""
-    place = shares * len(values) + (1 - shares)  # counted from 1
-    below, part = np.floor(place).astype(int) - 1, place % 1
-    above = np.minimum(below + 1, len(values) - 1)
-    ordered = np.partition(values, [*below, *above])
-    return (1 - part) * ordered[below] + part * ordered[above]
+    drawn = stats.bootstrap(
+        (means,),
+        np.mean,
+        confidence_level=expanded(confidence, len(means)),
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return mean, float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
 def expanded(confidence: float, documents: int) -> float:
@@ -85,8 +65,8 @@ def expanded(confidence: float, documents: int) -> float:
     Source: Hesterberg, "What teachers should know about the bootstrap", https://arxiv.org/abs/1411.5279
     (expanded percentile interval).
     """
-    wider = -math.sqrt(documents / (documents - 1)) * special.stdtrit(documents - 1, (1 - confidence) / 2)
-    return float(2 * special.ndtr(wider) - 1)
+    wider = math.sqrt(documents / (documents - 1)) * stats.t.isf((1 - confidence) / 2, documents - 1)
+    return float(2 * stats.norm.cdf(wider) - 1)
 
 
 def summarise(frame: pd.DataFrame, by: list[str], confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
@@ -97,12 +77,11 @@ def summarise(frame: pd.DataFrame, by: list[str], confidence: float = 0.95, seed
     absent = [name for name in (*by, "document", "value") if name not in frame.columns]
     if absent:
         raise ValueError(f"cannot summarise: column {absent[0]!r} is missing; the table has {', '.join(frame.columns)}")
-    _require_finite(frame["value"])
-    documents = frame.groupby([*by, "document"], sort=True, dropna=False)["value"].agg(["mean", "size"]).reset_index()
     rows = []
-    for key, group in documents.groupby(by, sort=True, dropna=False):
-        found = _bootstrapped(group["mean"].to_numpy(float), confidence, RESAMPLES, seed)
-        rows.append((*key, *found, len(group), group["size"].sum()))
+    for key, group in frame.groupby(by, sort=True, dropna=False):
+        values = group.set_index("document")["value"]
+        counts = (values.index.nunique(), len(values))
+        rows.append((*key, *interval(values, confidence, seed=seed), *counts))
     return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "documents", "questions"])
 
 
@@ -125,30 +104,27 @@ def paired_differences(a: pd.Series | Mapping[str, float], b: pd.Series | Mappin
     return first - second
 
 
-def sign_flip_p(differences: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> float:
+def sign_flip_p(differences: np.ndarray, resamples: int = 10_000, seed: int = 0) -> float:
     """Two-sided p of the mean of `differences` (documents,) when each sign is as likely as its opposite.
 
     Exact where 2**n <= resamples, else Monte Carlo. Means that differ by rounding alone count as ties.
     """
     scaled = differences / (np.abs(differences).max() or 1.0)  # p has no unit; 12 decimals are then 12 digits
-    signs, more = _signs(len(scaled), resamples, seed)
-    means, found = (signs * scaled).mean(axis=1).round(12), scaled.mean().round(12)
-    fewest = min((means >= found).sum(), (means <= found).sum())
-    return float(min(1.0, 2 * (fewest + more) / (len(means) + more)))
-
-
-def _signs(documents: int, resamples: int, seed: int) -> tuple[np.ndarray, int]:
-    """Every pattern of signs (patterns, documents), and 0; or `resamples` drawn ones, and 1: the observed pattern."""
-    if 2**documents <= resamples:
-        return 1.0 - 2 * (np.arange(2**documents)[:, None] >> np.arange(documents) & 1), 0
-    pairs = np.tile([1.0, -1.0], (resamples, documents, 1))
-    return np.random.default_rng(seed).permuted(pairs, axis=-1)[..., 0], 1
+    found = stats.permutation_test(
+        (scaled,),
+        lambda flipped, axis: np.mean(flipped, axis=axis).round(12),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
 
 
 def paired_test(
     a: pd.Series | Mapping[str, float],
     b: pd.Series | Mapping[str, float],
-    resamples: int = RESAMPLES,
+    resamples: int = 10_000,
     seed: int = 0,
 ) -> Paired:
     """Sign-flip permutation test of a against b, measured on the same documents; the interval is `interval`'s.
@@ -196,9 +172,7 @@ def noncentrality(freedom: int, power: float, alpha: float) -> float:
 
     Solved on the square of t, a noncentral F: scipy's lower tail of the noncentral t is nan for many arguments.
     """
-    from scipy import optimize
-
-    critical = -special.stdtrit(freedom, alpha / 2)
+    critical = stats.t.isf(alpha / 2, freedom)
     miss = (1 - power) / 2  # at `most`, too wide a spread and too low a mean together are as rare as 1 - power
-    most = critical * math.sqrt(special.chdtri(freedom, miss) / freedom) - special.ndtri(miss)
-    return optimize.brentq(lambda nc: 1 - special.ncfdtr(1, freedom, nc**2, critical**2) - power, 0.0, most)
+    most = critical * math.sqrt(stats.chi2.isf(miss, freedom) / freedom) + stats.norm.isf(miss)
+    return optimize.brentq(lambda nc: stats.ncf.sf(critical**2, 1, freedom, nc**2) - power, 0.0, most)
