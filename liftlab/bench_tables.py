@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from liftlab.canvas import measured, only
+from liftlab.laws import median_interval
 from liftlab.records import replace_file
-from liftlab.statistics import expanded
 from liftlab.tables import markdown
 
 STUDY = "bench"  # of its records, whatever their file is called
@@ -65,21 +63,6 @@ def _ratio(rate: pd.DataFrame, way: tuple[str, int], loop: str, name: str) -> di
     known = way[0] != loop and (loop, 1) in rate
     found = median_interval((rate[way] / rate[loop, 1]).to_numpy()) if known else (math.nan,) * 3
     return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
-
-
-def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Median over rounds and its bootstrap interval (percentile, expanded as `statistics.interval`'s); one: nan."""
-    from scipy import stats  # here, because every figure's drawing imports this module, and few its tables
-
-    values = np.asarray(values, dtype=float)
-    middle = float(np.median(values))
-    if len(values) == 1:
-        return middle, math.nan, math.nan
-    if np.ptp(values) == 0:
-        return middle, middle, middle
-    level, rng = expanded(confidence, len(values)), np.random.default_rng(0)
-    drawn = stats.bootstrap((values,), np.median, confidence_level=level, method="percentile", rng=rng)
-    return middle, float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
 def _others(records: pd.DataFrame, way: tuple[str, int]) -> dict[str, float]:

@@ -176,17 +176,6 @@ def test_the_summary_is_medians_over_rounds_and_of_the_ratios_within_a_round():
     assert data.loc[("fast", 1), "tokens"] == np.median(rates["fast", 1, "tokens"])
 
 
-def test_the_interval_of_five_rounds_is_their_range_and_of_many_that_of_theory():
-    """Large n: a normal sample's median has the standard error 1.2533 sigma / sqrt(n)."""
-    values = np.random.default_rng(0).normal(10, 1, 5)
-    assert bench_tables.median_interval(values) == (np.median(values), values.min(), values.max())
-    drawn = np.random.default_rng(1).normal(10, 1, 2001)
-    middle, low, high = bench_tables.median_interval(drawn)
-    assert low < middle < high and (high - low) / 2 == pytest.approx(1.96 * 1.2533 / np.sqrt(2001), rel=0.15)
-    assert bench_tables.median_interval([2.0, 2.0]) == (2.0, 2.0, 2.0)
-    assert np.isnan(bench_tables.median_interval([2.0])[1:]).all()
-
-
 def test_the_table_by_hand_and_its_files_from_kept_records(tmp_path):
     frame, _ = measured(rounds=3)
     values = {("fast", 1): 100, ("stacked", 4): 250, ("stacked", 16): 1000, ("reference", 1): 50}

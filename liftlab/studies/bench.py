@@ -13,11 +13,12 @@ from tqdm import tqdm
 from liftlab import adapters, models, provenance, records, reference
 from liftlab.examples import document_ids, known_pairs
 from liftlab.lifted import Step
+from liftlab.machine import device_words
 from liftlab.models import BaseModel
 from liftlab.recipes import Recipe
 from liftlab.stacked_layers import fits
 from liftlab.studies.registers import FIRST_DOCUMENT, QUESTION_TOKENS, at_least_one, register_of
-from liftlab.studies.ways import Load, Outcome, Way, Work, check_same_work, device, lift_all, reloading
+from liftlab.studies.ways import Load, Outcome, Way, Work, check_same_work, lift_all, reloading
 
 V4 = "2502.14644v4/lora/quality"  # in paper/recipes.yaml
 V4_FIELDS = (
@@ -116,7 +117,7 @@ def run(comparison: Comparison, path: str | Path, command: str, progress: bool =
         "document": f"{work[0][0].name} to {work[-1][0].name}" if len(work) > 1 else work[0][0].name,
         "document_tokens": round(sum(lengths) / len(lengths)),
         "seed": comparison.recipe.seed,
-        "device": device(base, facts["hardware"]),
+        "device": f"{device_words(base.model.device)}, {str(base.model.dtype).removeprefix('torch.')}",
         "command": command,
     }
     del base  # each way loads its own

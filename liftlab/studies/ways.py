@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from liftlab import lifting, reference, stacked, weights
+from liftlab import lifting, machine, reference, stacked, weights
 from liftlab.documents import Document
 from liftlab.examples import Pair
 from liftlab.lifted import Step
@@ -88,9 +88,9 @@ def _reference(load: Load, work: Work, recipe: Recipe) -> tuple[float, float, li
 
 
 def _liftlab(way: Way, load: Load, work: Work, recipe: Recipe, memory_gib: float) -> tuple[float, float, list[History]]:
-    began = _now()
+    began = time.perf_counter()
     base = load()
-    loaded = _now()
+    loaded = _now(base)
     histories = []  # the adapters are not kept
     for start in range(0, len(work), way.at_once):
         group = work[start : start + way.at_once]
@@ -100,13 +100,12 @@ def _liftlab(way: Way, load: Load, work: Work, recipe: Recipe, memory_gib: float
             jobs = [stacked.Job(document, recipe, pairs) for document, pairs in group]
             lifted = stacked.lift(base, jobs, memory_gib=memory_gib, progress=False)
         histories += [one.history for one in lifted]
-    return loaded - began, _now() - loaded, histories
+    return loaded - began, _now(base) - loaded, histories
 
 
-def _now() -> float:
-    """Seconds, when the device has done all that it was given to do."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def _now(base: BaseModel) -> float:
+    """Seconds, when the base model's device has done all that it was given to do."""
+    machine.wait(base.model.device)
     return time.perf_counter()
 
 
@@ -122,11 +121,3 @@ def check_same_work(outcomes: Mapping[Way, Outcome]) -> None:
                     f"{theirs[1]} in way {way.label}, so their times cannot be compared: raise batch_tokens until "
                     "batch_examples alone bounds a batch"
                 )
-
-
-def device(base: BaseModel, hardware: Mapping) -> str:
-    """The processor, its threads and the dtype in words; `hardware` is a record's."""
-    dtype = str(base.model.dtype).removeprefix("torch.")
-    if base.model.device.type == "cuda":
-        return f"{torch.cuda.get_device_name(base.model.device)}, {dtype}"
-    return f"{hardware['cpu']}, {hardware['cpus']} cores, {torch.get_num_threads()} threads, {dtype}"
