@@ -60,7 +60,7 @@ def origin(root: Path, figure: str, profile: str | None = None) -> Origin:
     name, profile = _named(figure, profile)
     drawn = _drawn(root, profile)
     notebooks = runner.runs_under(root, profile)
-    known = sorted({*drawn, *notebooks, *(path.stem for path in _records(root, profile))})
+    known = sorted({*drawn, *notebooks, *(path.stem for path in record_files(root, profile))})
     if name not in known:
         there = ", ".join(known) or "none"
         raise RunError(
@@ -83,7 +83,8 @@ def _folder(root: Path, profile: str) -> Path:
     return root / runner.RUNS / profile / "records"
 
 
-def _records(root: Path, profile: str) -> list[Path]:
+def record_files(root: Path, profile: str) -> list[Path]:
+    """The profile's tables of records, sorted by name."""
     return sorted(_folder(root, profile).glob("[!.]*.csv"))
 
 
@@ -98,7 +99,7 @@ def _drawn(root: Path, profile: str) -> dict[str, list[Path]]:
 def _claimed(root: Path, profile: str) -> list[Path]:
     from liftlab import claims
 
-    found = [path for path in _records(root, profile) if path.stem in claims.notebooks()]
+    found = [path for path in record_files(root, profile) if path.stem in claims.notebooks()]
     if not found:
         raise RunError(f"profile {profile!r} has no records of a claim: liftlab run --profile {profile} makes them")
     return found

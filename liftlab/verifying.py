@@ -10,10 +10,10 @@ from tempfile import TemporaryDirectory
 
 from liftlab import drawing, records, runner
 from liftlab.differences import Comparison
+from liftlab.origins import CLAIMS, record_files
 from liftlab.parameters import RunError
 
 TOLERANCE = 1e-6  # relative; figure data are written with six digits
-CLAIMS = "claims"
 
 
 def from_records(root: Path, profile: str, tolerance: float = TOLERANCE) -> Comparison:
@@ -23,7 +23,11 @@ def from_records(root: Path, profile: str, tolerance: float = TOLERANCE) -> Comp
     are held against their checksums. Nothing that is stored is touched. RunError where a figure has no records.
     """
     found = Comparison(_checked(tolerance))
-    names, stored, paths = runner.runs_under(root, profile), root / runner.FIGURES / profile, _records(root, profile)
+    names, stored, paths = (
+        runner.runs_under(root, profile),
+        root / runner.FIGURES / profile,
+        record_files(root, profile),
+    )
     if not paths:
         raise RunError(f"profile {profile!r} has no records to verify: liftlab run --profile {profile} makes them")
     _require_records(names, stored, paths, profile)
@@ -45,12 +49,12 @@ def from_scratch(root: Path, profile: str, tolerance: float = TOLERANCE) -> Comp
     run at all; what the run prints goes to stderr.
     """
     found = Comparison(_checked(tolerance))
-    stored = {path.stem: path for path in _records(root, profile)}
+    stored = {path.stem: path for path in record_files(root, profile)}
     with TemporaryDirectory() as folder:
         again = Path(folder).resolve()
         _copy(root, again, profile)
         _run(again, profile, found)
-        anew = {path.stem: path for path in _records(again, profile)}
+        anew = {path.stem: path for path in record_files(again, profile)}
         for name in sorted(stored.keys() | anew.keys()):
             _compare_records(root, profile, name, stored.get(name), anew.get(name), found)
     return found
@@ -60,10 +64,6 @@ def _checked(tolerance: float) -> float:
     if not 0 <= tolerance < 1:
         raise RunError(f"tolerance {tolerance}: give a relative difference in 0..1 (1 excluded), such as {TOLERANCE}")
     return tolerance
-
-
-def _records(root: Path, profile: str) -> list[Path]:
-    return sorted((root / runner.RUNS / profile / "records").glob("[!.]*.csv"))
 
 
 def _require_records(names: list[str], stored: Path, paths: list[Path], profile: str) -> None:

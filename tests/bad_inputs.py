@@ -1,11 +1,10 @@
 """A place to type commands in: notebooks, profiles, a document and adapters; and the law of bad inputs."""
 
 import shutil
-import sys
 
 import pytest
 
-from liftlab import cli, lifting, models, runner
+from liftlab import lifting, models, runner
 from liftlab.examples import known_pairs
 from liftlab.recipes import Recipe
 from liftlab.worlds import register
@@ -45,13 +44,8 @@ def place(tmp_path, monkeypatch, adapters):
 
 
 @pytest.fixture
-def says(place, monkeypatch, capsys):
-    def said(*words):
-        monkeypatch.setattr(sys, "argv", ["liftlab", *words])
-        code, out = cli._status(), capsys.readouterr()
-        return code, out.out, out.err
-
-    return said
+def says(place, command_line):
+    return command_line
 
 
 def listing(folder):

@@ -1,9 +1,12 @@
 """Tiny models built in memory: real transformers models and tokenizers, no mocks, no files."""
 
+import sys
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from liftlab import cli
 from liftlab.models import BaseModel
 from liftlab.pretraining import word_tokenizer
 
@@ -30,3 +33,16 @@ def tiny():
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
     return BaseModel("tiny", model, tokenizer, 256, {"name": "tiny", "weights_sha256": "tiny-0"})
+
+
+@pytest.fixture
+def command_line(monkeypatch, capsys):
+    """liftlab as a user calls it, in the working directory: (exit code, stdout, stderr)."""
+
+    def called(*words):
+        monkeypatch.setattr(sys, "argv", ["liftlab", *words])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        return left.value.code, *capsys.readouterr()
+
+    return called

@@ -22,16 +22,8 @@ def repository(root, monkeypatch):  # noqa: F811
 
 
 @pytest.fixture
-def call(repository, monkeypatch, capsys):
-    """liftlab as a user calls it: exit code, stdout, stderr."""
-
-    def command(*words):
-        monkeypatch.setattr(sys, "argv", ["liftlab", *words])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return left.value.code, *capsys.readouterr()
-
-    return command
+def call(repository, command_line):
+    return command_line
 
 
 def keep_records(root, profile="micro", name="lift_vs_icl"):  # noqa: F811

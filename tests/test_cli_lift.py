@@ -12,7 +12,7 @@ import pytest
 from endpoint_server import EndpointServer, prompt_of
 
 import liftlab
-from liftlab import cli, lifting, models
+from liftlab import lifting, models
 from liftlab.auxiliary.endpoint import Endpoint
 from liftlab.auxiliary.local_model import LocalModel
 from liftlab.auxiliary.replies import ReplyCache
@@ -42,14 +42,13 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def says(folder, monkeypatch, capsys):
+def says(folder, monkeypatch, command_line):
     """What the command line says within this process: exit code, lines on stdout, lines on stderr."""
     monkeypatch.chdir(folder)
 
     def said(*words):
-        monkeypatch.setattr(sys, "argv", ["liftlab", *words])
-        code, out = cli._status(), capsys.readouterr()
-        return code, out.out.splitlines(), out.err.strip().splitlines()
+        code, out, err = command_line(*words)
+        return code, out.splitlines(), err.strip().splitlines()
 
     return said
 

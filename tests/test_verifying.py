@@ -1,7 +1,6 @@
 """Figures must follow from records, and records from the code."""
 
 import shutil
-import sys
 
 import nbformat
 import pandas as pd
@@ -11,7 +10,7 @@ from test_bench import measured
 from test_claims import HIGH, LOW, scored
 from test_plots import lift_records
 
-from liftlab import cli, drawing, records, verifying
+from liftlab import drawing, records, verifying
 from liftlab.parameters import RunError
 
 MADE_WITH = {
@@ -74,16 +73,8 @@ def root(drawn, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def call(root, monkeypatch, capsys):
-    """liftlab as a user calls it: exit code, stdout, stderr."""
-
-    def command(*words):
-        monkeypatch.setattr(sys, "argv", ["liftlab", *words])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return left.value.code, *capsys.readouterr()
-
-    return command
+def call(root, command_line):
+    return command_line
 
 
 def changed(path, old, new):
