@@ -26,8 +26,14 @@ CONFIG = "adapter_config.json"
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 DTYPES = ("F32", "BF16", "F16")  # of weights, as safetensors calls them
 SIZES = ("r", "memory_width", "gate_width")  # fields of a configuration that are dimensions of weights
-_IGNORED = ("base_model_name_or_path", "revision", "peft_version", "base_shape")  # never read, whatever they say
-_NEEDED = {"LORA": ("r", "lora_alpha", "target_modules")}
+_IGNORED = (  # never read, whatever they say; the second line is a cartridge's, which the base model decides
+    "base_model_name_or_path", "revision", "peft_version", "base_shape",
+    "num_layers", "token_dim", "num_attention_heads", "num_transformer_submodules",
+)  # fmt: skip
+_NEEDED = {
+    "LORA": ("r", "lora_alpha", "target_modules"),
+    "CARTRIDGE": ("num_virtual_tokens", "num_frozen_tokens"),
+}
 _MODULE = re.compile(r"\w+(\.\w+)*", re.ASCII)
 
 Form = TypeVar("Form", bound=BaseModel)
@@ -150,6 +156,8 @@ def check_fits(model: torch.nn.Module, adapter: peft.PeftConfig | None, state: a
             raise ValueError(f"{field} = {size}, but no weight has more than {largest} numbers in a row")
     if adapter is None:
         places = {key: value.shape for key, value in model.state_dict().items()}
+    elif adapter.is_prompt_learning:
+        places = {adapters.PREFIX: adapters.prefix_shape(model, adapter)}
     else:
         with torch.device("meta"), adapters.attached(model, adapter) as wrapped:
             places = {key: value.shape for key, value in peft.get_peft_model_state_dict(wrapped).items()}

@@ -1,23 +1,31 @@
 """Adapters by name, attached to a base model and taken off again without a trace.
 
-LoRA and PiSSA are peft's, Gated Memory is ours. "full" trains every weight; it has no PEFT form and is kept as a full
-set of weights.
+LoRA, PiSSA and the cartridge are peft's, Gated Memory is ours. "full" trains every weight; it has no PEFT form and is
+kept as a full set of weights. A cartridge is a prefix of keys and values that stands before whatever the model reads:
+no weight of the model is touched, but the prefix takes its tokens of the window.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import replace
+from typing import TypeVar
 
 import peft
 import torch
+from peft.tuners.cartridge.utils import prompt_embeddings_from_past_key_values
 
 from liftlab.gated_memory import GatedMemoryConfig
+from liftlab.models import BaseModel, Configuration
 from liftlab.recipes import Recipe
+from liftlab.token_losses import has_prefix
 
 State = dict[str, torch.Tensor]
+Base = TypeVar("Base", BaseModel, Configuration)
+PREFIX = "prompt_embeddings"  # peft's name of a cartridge's only weight: (tokens, keys and values of all layers)
 BESIDE = "beside"  # peft's name of an adapter that is drawn beside the attached one, "default"
 
 
@@ -25,7 +33,8 @@ def config(recipe: Recipe) -> peft.PeftConfig | None:
     """The PEFT config of a recipe's adapter, None for "full"."""
     if recipe.adapter == "full":
         return None
-    return _gated_memory(recipe) if recipe.adapter == "gated_memory" else _lora(recipe)
+    kinds = {"gated_memory": _gated_memory, "cartridge": _cartridge}
+    return kinds.get(recipe.adapter, _lora)(recipe)
 
 
 def _lora(recipe: Recipe) -> peft.LoraConfig:
@@ -52,6 +61,41 @@ def _gated_memory(recipe: Recipe) -> GatedMemoryConfig:
     )
 
 
+def _cartridge(recipe: Recipe) -> peft.CartridgeConfig:
+    """The first token, on which models rest much of their attention, stays frozen, as 2506.06266 has it.
+
+    Trained it is as every adapter here, by the next tokens of the auxiliary pairs, and of segments where the recipe has
+    them. That paper's self-study trains on the model's own conversations about parts of the document instead, and on
+    the distribution of each next token that the model has with that part in its prompt (context distillation).
+    """
+    return peft.CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=recipe.prefix_tokens, num_frozen_tokens=1)
+
+
+def beside_prefix(base: Base, recipe: Recipe) -> Base:
+    """`base` with the window that the recipe's adapter leaves: ValueError where a prefix leaves nothing."""
+    taken = recipe.prefix_tokens or 0
+    if taken >= base.window:
+        raise ValueError(
+            f"recipe: prefix_tokens = {taken} leaves nothing of the window of {base.name}, {base.window} tokens: "
+            "make it smaller"
+        )
+    return replace(base, window=base.window - taken) if taken else base
+
+
+@torch.no_grad()
+def prefix_of(model: torch.nn.Module, ids: Sequence[int]) -> State:
+    """The cartridge that stands for `ids` in the prompt: the keys and values that the base model itself has of them."""
+    cache = model.get_decoder()(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=True)
+    flat = prompt_embeddings_from_past_key_values(cache.past_key_values, num_virtual_tokens=len(ids))
+    return {PREFIX: flat.float().cpu()}
+
+
+def prefix_shape(model: torch.nn.Module, adapter: peft.PeftConfig) -> torch.Size:
+    """Of a cartridge's weight on `model`; no memory is taken for it."""
+    sized = peft.utils._prepare_prompt_learning_config(copy(adapter), model.config)
+    return torch.Size((sized.num_virtual_tokens, sized.num_layers * 2 * sized.token_dim))
+
+
 @contextmanager
 def attached(model: torch.nn.Module, adapter: peft.PeftConfig | None, state: State | None = None) -> Iterator:
     """`model` with the adapter on it (fresh, or with the weights of `state`), trainable; bit for bit itself afterwards.
@@ -61,6 +105,8 @@ def attached(model: torch.nn.Module, adapter: peft.PeftConfig | None, state: Sta
     # PiSSA and full fine-tuning write into the base weights: keep a copy of what they may change
     changes_base = adapter is None or getattr(adapter, "init_lora_weights", None) == "pissa"
     before = {k: v.detach().clone() for k, v in model.state_dict().items()} if changes_base else {}
+    prefixed = adapter is not None and adapter.is_prompt_learning
+    own = [(part, set(vars(part))) for part in (model, model.get_decoder())] if prefixed else []
     wrapped = model if adapter is None else _wrap(model, adapter)
     try:
         if adapter is None:
@@ -70,7 +116,7 @@ def attached(model: torch.nn.Module, adapter: peft.PeftConfig | None, state: Sta
         yield wrapped
     finally:
         if adapter is not None:
-            wrapped.unload()
+            _take_off(wrapped, own)
             model.__dict__.pop("peft_config", None)
         if before:
             model.load_state_dict(before)
@@ -85,14 +131,33 @@ def _wrap(model: torch.nn.Module, adapter: peft.PeftConfig) -> peft.PeftModel:
         return peft.get_peft_model(model, adapter)
 
 
+def _take_off(wrapped: peft.PeftModel, own: list[tuple[torch.nn.Module, set[str]]]) -> None:
+    if not has_prefix(wrapped):
+        wrapped.unload()
+        return
+    for part, names in own:  # peft stands beside the model here, but its `generate` leaves attributes there
+        for name in set(vars(part)) - names:
+            delattr(part, name)
+
+
 def load(wrapped, state: State) -> None:
     """Put `state` into an attached adapter; ValueError for weights that it has no place for."""
     if not isinstance(wrapped, peft.PeftModel):
         wrapped.load_state_dict(state, strict=True)
         return
+    if has_prefix(wrapped):
+        _load_prefix(wrapped.prompt_encoder["default"], state)
+        return
     problems = peft.set_peft_model_state_dict(wrapped, state)
     if problems.unexpected_keys:
         raise ValueError(f"the adapter holds weights the base model has no place for: {problems.unexpected_keys[:3]}")
+
+
+def _load_prefix(encoder: torch.nn.Module, state: State) -> None:
+    given, place = {key: tuple(value.shape) for key, value in state.items()}, {PREFIX: tuple(encoder.weight.shape)}
+    if given != place:
+        raise ValueError(f"the adapter's weights are {given}, the base model has a place for {place}")
+    encoder.load_prompt_embeddings(state[PREFIX])
 
 
 def trained_state(wrapped, name: str = "default") -> tuple[peft.PeftConfig | None, State]:

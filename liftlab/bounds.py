@@ -180,10 +180,12 @@ def _recipe_changes(changes: Any) -> None:
     from liftlab.recipes import Recipe
 
     fitting = Recipe(adapter="gated_memory", segment_tokens=2**62, offset_tokens=1)  # at odds with no other field
+    prefixed = replace(fitting, adapter="cartridge", prefix_tokens=2)  # but for these two, which go together
     for field, value in changes.items():
         if field not in (known := list(fitting.as_dict())):
             raise ValueError(f"a recipe has no field {field!r}{_near(field, known)}: choose among {', '.join(known)}")
-        replace(fitting, **{field: value})
+        of = prefixed if field == "prefix_tokens" or value == "cartridge" else fitting
+        replace(of, **{field: value})
 
 
 def _condition(given: Any) -> None:

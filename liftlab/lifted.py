@@ -54,14 +54,16 @@ class Lifted:
     def on(self, base: BaseModel):
         """The base model with this adapter on, for asking; the base model is itself again afterwards.
 
+        Its window is what a cartridge leaves of it to a prompt with its answer.
         Raises ValueError where `base` is not the model that the document was lifted on, or the weights do not fit it.
         """
         self.check_base(base)
+        left = adapters.beside_prefix(base, self.recipe)
         if self.origin is not None:
             self._check_fits(base)
         with adapters.attached(base.model, self.adapter, self.state) as model:
             model.eval()
-            yield replace(base, model=model)
+            yield replace(left, model=model)
 
     def check_base(self, base: BaseModel) -> None:
         for key in ("weights_sha256", "revision", "name"):  # the first fact that both sides know decides

@@ -15,7 +15,7 @@ from liftlab import adapters
 from liftlab.batches import epochs
 from liftlab.documents import Document
 from liftlab.encoding import Encoded, encoded, passes
-from liftlab.examples import Example, Pair, contextualized_segments, pair_examples, segments
+from liftlab.examples import Example, Pair, contextualized_segments, document_ids, pair_examples, segments
 from liftlab.gated_layer import collected_gates, mean_gate
 from liftlab.lifted import Lifted, Step
 from liftlab.models import BaseModel
@@ -70,18 +70,22 @@ def lift(
     for bit those of the same pairs in a list, and the history's seconds include waiting for them.
     `watch(step, model)` sees the model with its adapter before the first step (step 0) and after each `every`-th one;
     what it does is not counted in the history's seconds. Raises ValueError for `every` below 1, an adapter that the
-    model cannot have, sequences beyond the window, nothing to train on, or a recipe that cannot take pairs as they
-    come; FloatingPointError where a loss is no number, at the latest at the end of its epoch or 64 steps on; and
-    whatever `pairs` raises. In every case the base model is left as it was.
+    model cannot have, a prefix longer than the document, sequences beyond the window, nothing to train on, or a recipe
+    that cannot take pairs as they come; FloatingPointError where a loss is no number, at the latest at the end of its
+    epoch or 64 steps on; and whatever `pairs` raises. In every case the base model is left as it was.
     Precision: the frozen weights as they were loaded; an adapter's own weights (peft keeps them so), its optimizer and
     the losses float32. TF32 is left as torch has it, off for matrix products unless the caller turns it on.
     """
     if every < 1:
         raise ValueError(f"every = {every}: watch is called at each `every`-th step, so give at least 1")
+    base = adapters.beside_prefix(base, recipe)
     stages = make_examples(base, document, recipe, pairs)
     torch.manual_seed(recipe.seed)
-    settings = adapters.config(recipe)
-    with adapters.attached(base.model, settings) as model, checkpointing(base.model, recipe.gradient_checkpointing):
+    settings, begin = adapters.config(recipe), _first_tokens(base, document, recipe)
+    with (
+        adapters.attached(base.model, settings, begin) as model,
+        checkpointing(base.model, recipe.gradient_checkpointing),
+    ):
         _, start = adapters.trained_state(model) if recipe.adapter == "pissa" else (None, {})
         history = History(base, recipe, watch, every)
         _train(model, base, recipe, *stages, history, progress)
@@ -91,6 +95,19 @@ def lift(
         if start:  # a PiSSA adapter applies to base weights that it changed itself: keep it as a LoRA on the real ones
             adapter, state = adapters.as_plain_lora(adapter, start, state)
     return Lifted(document, recipe, adapter, state, tuple(history.steps), dict(base.provenance))
+
+
+def _first_tokens(base: BaseModel, document: Document, recipe: Recipe) -> adapters.State | None:
+    """What a cartridge begins with, the document's first tokens as the base model reads them; None for the others."""
+    if recipe.prefix_tokens is None:
+        return None
+    ids = document_ids(base.tokenizer, document)
+    if len(ids) < recipe.prefix_tokens:
+        raise ValueError(
+            f"recipe: prefix_tokens = {recipe.prefix_tokens}, but document {document.name!r} has {len(ids)} tokens "
+            f"with its title, and the prefix begins as its first ones: make prefix_tokens at most {len(ids)}"
+        )
+    return adapters.prefix_of(base.model, ids[: recipe.prefix_tokens])
 
 
 def nothing_to_train_on(document: Document) -> ValueError:

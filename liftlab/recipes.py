@@ -11,7 +11,7 @@ import yaml
 
 from liftlab.prompts import CONTEXTS, STYLES
 
-ADAPTERS = ("lora", "pissa", "gated_memory", "full")
+ADAPTERS = ("lora", "pissa", "gated_memory", "cartridge", "full")
 _STREAMS = {  # what must hold where the number of pairs is not known before training
     "first_epoch_in_order": True,
     "step": "batch",
@@ -28,8 +28,8 @@ class Recipe:
     The published values are in paper/recipes.yaml; `Recipe.preset(name, field=...)` gives one, varied.
     """
 
-    adapter: str = "lora"  # lora, pissa, gated_memory, full
-    rank: int = 16
+    adapter: str = "lora"  # lora, pissa, gated_memory, cartridge, full
+    rank: int = 16  # this and the next two: lora and pissa only
     alpha: float = 32.0
     target_modules: str | tuple[str, ...] = "all-linear"  # or the projections' names
     memory_width: int | None = None  # this and the next four: gated_memory only, see GatedMemoryConfig
@@ -37,6 +37,7 @@ class Recipe:
     layers_to_transform: tuple[int, ...] | None = None
     init: str = "released"
     gate_penalty: float = 0.0
+    prefix_tokens: int | None = None  # cartridge only, which needs it: tokens of the window that the prefix takes
     learning_rate: float = 1e-4
     segment_tokens: int = 2048
     offset_tokens: int = 768
@@ -79,8 +80,21 @@ class Recipe:
                 raise ValueError(
                     f"recipe: {name} = {getattr(self, name)!r} is for gated_memory, not {self.adapter}: leave it out"
                 )
+        self._check_prefix()
         if self.segment_epochs + self.mixed_epochs == 0:
             raise ValueError("recipe: segment_epochs and mixed_epochs are both 0: nothing would be trained, raise one")
+
+    def _check_prefix(self) -> None:
+        if (self.adapter == "cartridge") != (self.prefix_tokens is not None):
+            raise ValueError(
+                f"recipe: prefix_tokens = {self.prefix_tokens!r} with adapter {self.adapter}: give a cartridge the "
+                "tokens of its prefix, at least 2, and leave prefix_tokens out of any other recipe"
+            )
+        if self.adapter == "cartridge" and self.gradient_checkpointing:
+            raise ValueError(
+                "recipe: gradient_checkpointing = True with adapter cartridge: its prefix is a key-value cache, which "
+                "a checkpointed layer has not: set gradient_checkpointing to false"
+            )
 
     @classmethod
     def preset(cls, name: str, /, **changes) -> Recipe:
@@ -175,6 +189,7 @@ _BOUNDS = {
     ),
     "init": _one_of("released", "per_head", "neutral"),
     "gate_penalty": _number(0),
+    "prefix_tokens": _or_nothing(_whole(2)),
     "learning_rate": _number(0, strict=True),
     "segment_tokens": _whole(2),
     "offset_tokens": _whole(1),

@@ -20,12 +20,19 @@ def causal_model(model):
     return model.get_base_model() if isinstance(model, peft.PeftModel) else model
 
 
+def has_prefix(model) -> bool:
+    """Whether the adapter on `model` is a prefix of keys and values (a cartridge)."""
+    return isinstance(model, peft.PeftModel) and model.active_peft_config.is_prompt_learning
+
+
 def hidden_states(model, ids: torch.Tensor) -> torch.Tensor:
     """What the head would read, (batch, tokens, width), for right-padded `ids` (batch, tokens).
 
-    No attention mask: padding stands right, so no real token sees it.
+    No attention mask: padding stands right, so no real token sees it; the prefix, of one length, is seen by all. The
+    positions go on from its last.
     """
-    return causal_model(model).get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    past = {"past_key_values": model.get_prompt(len(ids))} if has_prefix(model) else {}
+    return causal_model(model).get_decoder()(input_ids=ids, use_cache=False, **past).last_hidden_state
 
 
 def logits_of(model, hidden: torch.Tensor) -> torch.Tensor:

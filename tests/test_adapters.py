@@ -16,7 +16,7 @@ def weights(model):
 
 
 def settings(name):
-    return adapters.config(Recipe(adapter=name, rank=4, alpha=8.0))
+    return adapters.config(Recipe(adapter=name, rank=4, alpha=8.0, prefix_tokens=8 if name == "cartridge" else None))
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_weights_drawn_beside_an_adapter_are_those_it_would_have_begun_with(tiny
     assert any(not torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-@pytest.mark.parametrize("name", ["lora", "gated_memory", "full"])
+@pytest.mark.parametrize("name", ["lora", "gated_memory", "cartridge", "full"])
 def test_weights_put_back_answer_as_they_did(tiny, ids, name):
     with adapters.attached(tiny.model, settings(name)) as wrapped:
         train(wrapped, ids)

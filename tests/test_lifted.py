@@ -15,7 +15,8 @@ IDS = torch.arange(6, 30)[None]
 
 
 def lifted_with(tiny, adapter):
-    recipe = Recipe.preset("micro/lora", rank=4, mixed_epochs=2, adapter=adapter)
+    own = {"prefix_tokens": 8} if adapter == "cartridge" else {"rank": 4}
+    recipe = Recipe.preset("micro/lora", mixed_epochs=2, adapter=adapter, **own)
     return lift(tiny, DOCUMENT, recipe, known_pairs(DOCUMENT), progress=False)
 
 
@@ -24,7 +25,7 @@ def logits(model):
         return model(input_ids=IDS).logits
 
 
-@pytest.mark.parametrize("adapter", ["lora", "pissa", "full"])
+@pytest.mark.parametrize("adapter", ["lora", "pissa", "cartridge", "full"])
 def test_what_was_saved_answers_bit_for_bit_as_before(tiny, tmp_path, adapter):
     lifted = lifted_with(tiny, adapter)
     with lifted.on(tiny) as on:

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from liftlab import costs
+from liftlab.adapters import beside_prefix
 from liftlab.auxiliary.sentences import sentences
 from liftlab.batches import epochs
 from liftlab.examples import Example, pair_examples
@@ -133,9 +134,10 @@ class _Counts:
 
     def _prompts(self, one: Sized, plan: Plan) -> Counter:
         """How many prompts of each length (tokens) one document has; a whole document that does not fit has none."""
-        answers, window, found = self.settings["answer_tokens"], self.known.window, Counter()
+        window = self._left(plan.recipe_for(0)) if plan.recipe else self.known.window
+        answers, prefix, found = self.settings["answer_tokens"], self.known.window - window, Counter()
         for bare, number in self._bare(one, plan).items():
-            self._reaches("a question with its answer", bare + answers)
+            self._reaches("a question with its answer", bare + answers + prefix)
             whole = bare + (one.tokens if plan.context != "none" else 0)
             if plan.context != "full" or whole + answers <= window:
                 found[min(whole, max(bare, window - answers))] += number
@@ -168,7 +170,7 @@ class _Counts:
         """Steps and tokens of one lift, counted over the batches of its epochs."""
         recipe = plan.recipe_for(seed)
         cut, answered, pairs = self._examples(one, plan, recipe)
-        longest = max((len(example.ids) for example in [*cut, *answered]), default=0)
+        longest = max((len(example.ids) for example in [*cut, *answered]), default=0) + (recipe.prefix_tokens or 0)
         self._reaches(f"a training sequence of recipe {plan.recipe}", longest)
         batches = [list(epoch) for epoch in epochs(cut, answered, recipe)]
         lengths = Counter(len(example.ids) for epoch in batches for batch in epoch for example in batch)
@@ -192,7 +194,7 @@ class _Counts:
             number = asked["count"] * _requests(one, asked["task"], 1)
             return cut, [self._pair(one, asked["task"], recipe)] * (number if recipe.mixed_epochs else 0), number
         used = pairs if recipe.mixed_epochs else ()
-        form = style(recipe.style), recipe.pair_context, self.known.window
+        form = style(recipe.style), recipe.pair_context, self._left(recipe)
         read = pair_examples(self.known.tokenizer, one.document, used, *form) if used else []
         return cut, read, len(pairs)
 
@@ -200,7 +202,11 @@ class _Counts:
         """The example of a generated pair, of assumed length."""
         length = costs.FORM_TOKENS + costs.REPLIES[task].question + costs.REPLIES[task].answer
         whole = length + (one.tokens if recipe.pair_context != "none" else 0)
-        return blank(min(whole, self.known.window) if recipe.pair_context == "truncated" else whole, "pair")
+        return blank(min(whole, self._left(recipe)) if recipe.pair_context == "truncated" else whole, "pair")
+
+    def _left(self, recipe: Recipe) -> int:
+        """Tokens of the window that the recipe's adapter leaves."""
+        return beside_prefix(self.known, recipe).window
 
     def _generating(self, one: Sized, plan: Plan) -> Counter:
         """The requests for one document's pairs, and what they take where the base model itself replies."""

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from liftlab import answering, machine, scoring, stacked
+from liftlab import adapters, answering, machine, scoring, stacked
 from liftlab.cells import whole_number
 from liftlab.documents import Document, Question
 from liftlab.failures import CellError, ends_run
@@ -107,8 +107,12 @@ def asking(
     answer_tokens: int,
     style: PromptStyle = PLAIN,
 ) -> Generator[Ask, Answers, Answers]:
-    """As `answering.answer`, asked together: `said = yield from asking(...)`. `lifted` None asks the base model."""
-    prompts = [put(base.tokenizer, document, q, context, base.window, answer_tokens, style) for q in questions]
+    """As `answering.answer`, asked together: `said = yield from asking(...)`. `lifted` None asks the base model.
+
+    The prompts of a lifted document fit what its adapter leaves of the window.
+    """
+    window = adapters.beside_prefix(base, lifted.recipe).window if lifted else base.window
+    prompts = [put(base.tokenizer, document, q, context, window, answer_tokens, style) for q in questions]
     return (yield Ask(prompts, answer_tokens, lifted))
 
 
