@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import replace
 from typing import TypeVar
 
@@ -138,6 +138,15 @@ def _take_off(wrapped: peft.PeftModel, own: list[tuple[torch.nn.Module, set[str]
     for part, names in own:  # peft stands beside the model here, but its `generate` leaves attributes there
         for name in set(vars(part)) - names:
             delattr(part, name)
+
+
+def merged(model: torch.nn.Module, adapter: peft.PeftConfig | None, state: State) -> State:
+    """Every weight of `model` with a LoRA added to it, on the CPU; `state` itself after full fine-tuning."""
+    if adapter is None:
+        return state
+    wrapped = _wrap(deepcopy(model), adapter)
+    load(wrapped, state)
+    return trained_state(wrapped.merge_and_unload())[1]
 
 
 def load(wrapped, state: State) -> None:

@@ -53,14 +53,14 @@ def run(
     failed. An error that is the whole run's (see `failures.ends_run`) is raised at once.
     """
     folder = Path(folder)
-    fingerprint = _fingerprint(modules, data)
-    keys = _keys(name, grid, fingerprint)
+    code = fingerprint(modules, data)
+    keys = _keys(name, grid, code)
     files = {key: folder / name / f"{key}.csv" for key in keys}
     missing = {key for key, file in files.items() if not _found_whole(file)}
     cells = [keys[i : i + at_once] for i in range(0, len(keys), at_once)]
     todo = _groups(cells, dict(zip(keys, grid, strict=True)), missing)
     if todo:
-        made_with = {"study": name, "at_once": at_once, "fingerprint": fingerprint, "files": provenance.hashes(data)}
+        made_with = {"study": name, "at_once": at_once, "fingerprint": code, "files": provenance.hashes(data)}
         before = {key: kept for key in missing if (kept := failure_of(files[key])) is not None}
         work = Work(uuid.uuid4().hex, cell, together, folder / name, facts, made_with, before)
         processes = 1 if alone else min(workers(), len(cells))
@@ -138,7 +138,7 @@ def _require_json(value: Any, where: str) -> None:
         )
 
 
-def _fingerprint(modules: Sequence[str], data: Sequence[Path]) -> str:
+def fingerprint(modules: Sequence[str], data: Sequence[Path]) -> str:
     """One hash of the sources and data files that decide a cell's result; modules are found, not imported."""
     digest = hashlib.sha256()
     for label, path in [(module, _source(module)) for module in sorted(modules)] + [

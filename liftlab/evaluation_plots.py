@@ -28,7 +28,7 @@ SCORE_LABELS = {
 }
 PUBLISHED_MODELS = "Llama-3"  # the published model that a figure shows; tables show all
 OVERLAP = ("meteor", "bertscore")  # published beside a judge's score; in tables alone
-WORDS = {"lift": "LIFT", "icl": "ICL", "qa": "QA", "pissa": "PiSSA"}  # of a condition's name
+WORDS = {"lift": "LIFT", "icl": "ICL", "qa": "QA", "pissa": "PiSSA", "sft": "SFT"}  # of a condition's name
 ROW = 0.22  # inches a condition
 PLACE = re.compile(r"length_([0-9.]+)([a-z]*)_depth_([0-9.]+)")
 
@@ -133,7 +133,7 @@ def _map(axis: Axes, rows: pd.DataFrame, name: str, last: bool) -> None:
 
 NOTEBOOKS = (
     "table_loogle", "table_longbench", "ablation_contextualized", "ablation_auxiliary", "ablation_adapter",
-    "sentence_qa", "prompt_format", "evidence_in_prompt",
+    "sentence_qa", "prompt_format", "evidence_in_prompt", "pre_lift_sft",
 )  # fmt: skip
 DRAWINGS: dict[str, Callable[[pd.DataFrame], Drawn]] = {
     **{name: partial(scores, name) for name in NOTEBOOKS},

@@ -242,6 +242,13 @@ CONTRASTS = {  # notebook: (condition, minus which other)
         ("lift_truncated_icl", "truncated_icl"),
         ("truncated_icl_evidence", "lift_truncated_icl"),
     ],
+    "pre_lift_sft": [
+        ("sft_truncated_icl", "truncated_icl"),
+        ("sft_lift_truncated_icl", "lift_truncated_icl"),
+        ("sft_lift_auxiliary_truncated_icl", "lift_auxiliary_truncated_icl"),
+        ("lift_auxiliary_truncated_icl", "truncated_icl"),
+        ("sft_lift_auxiliary_truncated_icl", "truncated_icl"),
+    ],
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
+import peft
 import torch
 from tqdm import tqdm
 
@@ -80,21 +81,44 @@ def lift(
         raise ValueError(f"every = {every}: watch is called at each `every`-th step, so give at least 1")
     base = adapters.beside_prefix(base, recipe)
     stages = make_examples(base, document, recipe, pairs)
+    begin = _first_tokens(base, document, recipe)
+    adapter, state, history = train(base, recipe, *stages, begin=begin, watch=watch, every=every, progress=progress)
+    if not history:
+        raise nothing_to_train_on(document)
+    return Lifted(document, recipe, adapter, state, history, dict(base.provenance))
+
+
+def train(
+    base: BaseModel,
+    recipe: Recipe,
+    cut: Sequence[Example],
+    answered: Iterable[Example],
+    *,
+    begin: adapters.State | None = None,
+    watch: Watch | None = None,
+    every: int = 1,
+    progress: bool = True,
+) -> tuple[peft.PeftConfig | None, adapters.State, tuple[Step, ...]]:
+    """An adapter trained on the segments `cut` and the pairs `answered` (examples each), of any documents.
+
+    It begins fresh, or with the weights of `begin`.
+
+    Its config and weights, as they apply to the unchanged base model, and the steps: none where there was nothing to
+    train on. Batches are drawn from all documents alike; all else is as in `lift`.
+    """
     torch.manual_seed(recipe.seed)
-    settings, begin = adapters.config(recipe), _first_tokens(base, document, recipe)
+    settings = adapters.config(recipe)
     with (
         adapters.attached(base.model, settings, begin) as model,
         checkpointing(base.model, recipe.gradient_checkpointing),
     ):
         _, start = adapters.trained_state(model) if recipe.adapter == "pissa" else (None, {})
         history = History(base, recipe, watch, every)
-        _train(model, base, recipe, *stages, history, progress)
-        if not history.steps:
-            raise nothing_to_train_on(document)
+        _train(model, base, recipe, cut, answered, history, progress)
         adapter, state = adapters.trained_state(model)
         if start:  # a PiSSA adapter applies to base weights that it changed itself: keep it as a LoRA on the real ones
             adapter, state = adapters.as_plain_lora(adapter, start, state)
-    return Lifted(document, recipe, adapter, state, tuple(history.steps), dict(base.provenance))
+    return adapter, state, tuple(history.steps)
 
 
 def _first_tokens(base: BaseModel, document: Document, recipe: Recipe) -> adapters.State | None:
@@ -235,8 +259,15 @@ def _step(model, optimizer, batches: list[Encoded], recipe: Recipe, share: float
 
 
 def learning_rate_share(recipe: Recipe, done: int, total: int | None) -> float:
-    """Share of the learning rate, 0..1, for the step after `done` steps of `total` (read by schedule linear alone)."""
-    warm = min(1.0, (done + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
+    """Share of the learning rate, 0..1, for the step after `done` steps of `total`.
+
+    `total` is read by a schedule that is not constant and by warmup_share. Cosine falls once the warm-up is over.
+    """
+    warming = recipe.warmup_steps or (math.ceil(recipe.warmup_share * total) if recipe.warmup_share else 0)
+    warm = min(1.0, (done + 1) / warming) if warming else 1.0
+    if recipe.schedule == "cosine":
+        fallen = max(0, done - warming) / max(1, total - warming)
+        return warm * (1.0 + math.cos(math.pi * fallen)) / 2
     return warm * (1.0 if recipe.schedule == "constant" else 1.0 - done / total)
 
 

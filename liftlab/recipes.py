@@ -18,6 +18,7 @@ _STREAMS = {  # what must hold where the number of pairs is not known before tra
     "segment_epochs": 0,
     "segments_in_mixed": False,
     "schedule": "constant",
+    "warmup_share": 0.0,
 }
 
 
@@ -54,7 +55,8 @@ class Recipe:
     batch_tokens: int = 4096  # padded tokens of one forward pass, at most (one example may exceed it)
     batch_examples: int | None = None  # examples of one forward pass, at most
     warmup_steps: int = 0
-    schedule: str = "constant"  # or "linear": falls to 0 at the last step
+    warmup_share: float = 0.0  # warm-up as a share of all steps, instead of their number
+    schedule: str = "constant"  # or "linear", "cosine": falls to 0 at the last step
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
     weight_decay: float = 0.0
@@ -81,6 +83,10 @@ class Recipe:
                     f"recipe: {name} = {getattr(self, name)!r} is for gated_memory, not {self.adapter}: leave it out"
                 )
         self._check_prefix()
+        if self.warmup_steps and self.warmup_share:
+            raise ValueError(
+                f"recipe: warmup_steps = {self.warmup_steps} and warmup_share = {self.warmup_share}: give one of them"
+            )
         if self.segment_epochs + self.mixed_epochs == 0:
             raise ValueError("recipe: segment_epochs and mixed_epochs are both 0: nothing would be trained, raise one")
 
@@ -206,7 +212,8 @@ _BOUNDS = {
     "batch_tokens": _whole(2),
     "batch_examples": _or_nothing(_whole(1)),
     "warmup_steps": _whole(0),
-    "schedule": _one_of("constant", "linear"),
+    "warmup_share": _number(0, high=1),
+    "schedule": _one_of("constant", "linear", "cosine"),
     "betas": (
         lambda v: isinstance(v, tuple) and len(v) == 2 and all(_number(0, high=1)[0](beta) for beta in v),
         "two numbers in 0..1 (1 excluded)",

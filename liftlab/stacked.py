@@ -28,13 +28,17 @@ _Group = tuple[peft.PeftConfig | None, list[int]]  # an adapter's config, and th
 
 @dataclass(frozen=True)
 class Job:
-    """One document to lift; fields as for `lifting.lift`, but ValueError for pairs that are no Sequence."""
+    """One document to lift; fields as for `lifting.lift`, but ValueError for pairs that are no Sequence.
+
+    `base` None: the base model that all are lifted on; studies.together takes jobs for several.
+    """
 
     document: Document
     recipe: Recipe
     pairs: Sequence[Pair] = ()
     watch: Watch | None = None
     every: int = 1
+    base: BaseModel | None = None
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -57,10 +61,16 @@ def lift(
     gave is too small, is trained alone.
 
     The seconds of a history are those of its whole stack. Raises what `lifting.lift` raises, and ValueError for a given
-    budget that one document alone exceeds.
+    budget that one document alone exceeds, or a job for another base model.
     """
     if memory_gib is not None and not memory_gib > 0:
         raise ValueError(f"memory_gib = {memory_gib}: give the memory for training in GiB, above 0")
+    for job in jobs:
+        if job.base is not None and job.base.model is not base.model:
+            raise ValueError(
+                f"document {job.document.name!r} is to be lifted on {job.base.name}, not on {base.name}: "
+                "lift those of one base model at a time"
+            )
     recipes, done = [job.recipe for job in jobs], {}
     for config, places in _by_adapter(
         [adapters.config(recipe) for recipe in recipes], [recipe.gradient_checkpointing for recipe in recipes]

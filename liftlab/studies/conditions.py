@@ -30,7 +30,7 @@ class Plan:
     `recipe`: a name in paper/recipes.yaml, "" = the base model as it is; `recipe_changes`: fields of it to change;
     `context`: what of the document stands in the prompt; `evidence`: whether the question's evidence does, too;
     `style`: how the pairs and the questions are put; `auxiliary`: task, count, generator ("model" = the base model
-    itself, else a model's name at `endpoint`).
+    itself, else a model's name at `endpoint`); `presft`: whether the base model is fine-tuned on other documents first.
     """
 
     recipe: str = ""
@@ -39,11 +39,12 @@ class Plan:
     evidence: bool = False
     style: str = "plain"
     auxiliary: tuple[tuple[str, object], ...] = ()
+    presft: bool = False
 
     @property
     def lift(self) -> tuple:
         """What decides the adapter: conditions that share it are served by one lift."""
-        return self.recipe, self.recipe_changes, self.style, self.auxiliary
+        return self.recipe, self.recipe_changes, self.style, self.auxiliary, self.presft
 
     def recipe_for(self, seed: int) -> Recipe:
         """The recipe with its changes, this condition's style, and a training seed."""
@@ -75,8 +76,9 @@ def _plan(name: str, given: dict, base_style: str, auxiliary: dict) -> Plan:
                    "recipe_changes": _items(given.get("recipe_changes", {})), "auxiliary": _items(pairs)})  # fmt: skip
     known([made.context], CONTEXTS, f"context of condition {name!r}:")
     known([made.style], list(STYLES), f"style of condition {name!r}:")
-    if made.evidence not in (True, False):
-        raise ValueError(f"condition {name!r}: evidence = {made.evidence!r}: give true or false")
+    for setting in ("evidence", "presft"):
+        if (value := getattr(made, setting)) not in (True, False):
+            raise ValueError(f"condition {name!r}: {setting} = {value!r}: give true or false")
     if made.recipe:
         _check_recipe(name, made)
     elif empty := [setting for setting in ("recipe_changes", "auxiliary") if given.get(setting)]:
@@ -94,6 +96,16 @@ def _check_recipe(name: str, plan: Plan) -> None:
             f"condition {name!r} trains on nothing: recipe {plan.recipe!r} takes no segments and auxiliary count is 0, "
             "raise it, or set segments_in_mixed in recipe_changes"
         )
+
+
+def check_weights(wanted: dict[str, Plan]) -> None:
+    """ValueError for an adapter that changes the base weights, where four_bit packs them."""
+    for name, plan in wanted.items():
+        if plan.recipe and (adapter := plan.recipe_for(0).adapter) in ("pissa", "full"):
+            raise ValueError(
+                f"condition {name!r}: adapter {adapter} changes the base weights, which four_bit packs: "
+                "set four_bit = false"
+            )
 
 
 def _auxiliary(given: dict) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from liftlab.examples import Example, document_ids, segment_spans
 from liftlab.hub_weights import HubUnreachable
 from liftlab.models import Configuration, configuration
 from liftlab.recipes import Recipe
-from liftlab.studies import sources
+from liftlab.studies import sources, tuning
 
 _RATIO = f"{WORD_TOKENS} tokens a word (assumed)"
 
@@ -74,6 +75,15 @@ def _read(benchmark: str, count: int, questions: int, name: str, window_tokens: 
     return [replace(one, number=n) for one, n in same.items()], (
         f"counted on the documents, {_RATIO}, as the tokenizer is not known"
     )
+
+
+def corpus(chosen: tuning.Tuning, benchmark: dict, base: Configuration, tests: Sequence[Sized]) -> list[Sized]:
+    """The documents of a pre-LIFT fine-tuning; of the tests' mean size, where these were not read."""
+    read = [one.document for one in tests if one.document is not None]
+    if len(read) == len(tests):
+        return [_sized(document, base) for document in tuning.corpus(chosen, benchmark, base, read)]
+    tokens = sum(one.number * one.tokens for one in tests) / sum(one.number for one in tests)
+    return [Sized(1, round(tokens), 0)] * chosen.documents
 
 
 def _sized(document: Document, base: Configuration) -> Sized:

@@ -24,11 +24,12 @@ from liftlab.lifting import make_examples
 from liftlab.models import Configuration
 from liftlab.prompts import encode_prompt, style, with_evidence
 from liftlab.recipes import Recipe
-from liftlab.studies import evaluation
+from liftlab.studies import evaluation, tuning
 from liftlab.studies.conditions import KNOWN, Plan, pairs_of, sharing
-from liftlab.studies.document_sizes import Sized, absent, blank, documents, known, segments_of
+from liftlab.studies.document_sizes import Sized, absent, blank, corpus, documents, known, segments_of
 
 ANY_WINDOW = 2**31  # tokens: sequences are counted whatever the window, and compared with it afterwards
+TUNING = "pre-LIFT fine-tuning"  # its row in the table
 BYTES = {"torch.float32": 4, "torch.float16": 2, "torch.bfloat16": 2}  # a weight on disk
 COLUMNS = (
     "documents", "questions", "lifts", "steps", "train_tokens", "pairs", "requests", "request_tokens", "reply_tokens",
@@ -40,7 +41,8 @@ COLUMNS = (
 class Estimate:
     """`table`: a row a condition, and "total"; a lift that conditions share stands in the first one's row.
 
-    `lines` say what was counted and assumed, `problems` what would stop the run. `weights`: bytes on disk by base.
+    The fine-tuning before the lifts has a row of its own. `lines` say what was counted and assumed, `problems` what
+    would stop the run. `weights`: bytes on disk by base.
     """
 
     table: pd.DataFrame
@@ -119,6 +121,8 @@ class _Counts:
         self.rows = {name: self._asking(plan) for name, plan in plans.items()}
         for first, group in sharing(plans):
             self.rows[next(iter(group))].update(self._lifting(first))
+        if given := settings.get("presft"):
+            self.rows[TUNING] = self._tuning(tuning.chosen(given, settings["style"]))
 
     def _asking(self, plan: Plan) -> Counter:
         found, tokens = Counter(), self.settings["answer_tokens"]
@@ -161,15 +165,25 @@ class _Counts:
             seeds = self.settings["seeds"] if one.document else 1  # without the document all seeds count the same
             times = one.number * self.settings["seeds"] / seeds
             for seed in range(seeds):
-                parts = [self._lift(one, plan, seed), self._generating(one, plan) if fresh else Counter()]
+                parts = [self._lift([one], plan, seed), self._generating(one, plan) if fresh else Counter()]
                 for part in parts:
                     found.update({name: times * value for name, value in part.items()})
         return found
 
-    def _lift(self, one: Sized, plan: Plan, seed: int) -> Counter:
-        """Steps and tokens of one lift, counted over the batches of its epochs."""
+    def _tuning(self, chosen: tuning.Tuning) -> Counter:
+        """The fine-tuning before the lifts."""
+        documents = corpus(chosen, self.settings["benchmark"], self.known, self.sized)
+        found = self._lift(documents, chosen.plan, 0)
+        for one in documents:
+            found.update(self._generating(one, chosen.plan), documents=1)
+        return found
+
+    def _lift(self, documents: Sequence[Sized], plan: Plan, seed: int) -> Counter:
+        """Steps and tokens of one training, counted over the batches of its epochs."""
         recipe = plan.recipe_for(seed)
-        cut, answered, pairs = self._examples(one, plan, recipe)
+        found = [self._examples(one, plan, recipe) for one in documents]
+        cut, answered = ([example for of in found for example in of[kind]] for kind in (0, 1))
+        pairs = sum(of[2] for of in found)
         longest = max((len(example.ids) for example in [*cut, *answered]), default=0) + (recipe.prefix_tokens or 0)
         self._reaches(f"a training sequence of recipe {plan.recipe}", longest)
         batches = [list(epoch) for epoch in epochs(cut, answered, recipe)]
@@ -263,7 +277,10 @@ def _besides(settings: dict, counts: _Counts, answers: float) -> list[str]:
     said = [f"pairs by {model} at {url}: its own GPU hours are not counted" for model, url in sorted(places)]
     if settings["judge"]:
         said.append(f"{answers:,.0f} requests to the judge {settings['judge']['model']}: its GPU hours are not counted")
-    if any(plan.recipe and plan.recipe_for(0).adapter == "full" for plan in counts.plans.values()):
+    recipes = [plan.recipe_for(0) for plan in counts.plans.values() if plan.recipe]
+    if settings.get("presft"):
+        recipes.append(tuning.chosen(settings["presft"], settings["style"]).recipe)
+    if any(recipe.adapter == "full" for recipe in recipes):
         said.append(f"full fine-tuning: {costs.full_bytes(counts.size) / 1e9:.1f} GB on the GPU before activations")
     return said
 

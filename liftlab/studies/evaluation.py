@@ -20,8 +20,8 @@ from liftlab.models import BaseModel
 from liftlab.prompts import style, with_evidence
 from liftlab.scoring import SCORES, TASK_SCORES, best
 from liftlab.stacked import Job
-from liftlab.studies import sources
-from liftlab.studies.conditions import Plan, check_generator, generator_of, pairs_of, plans, sharing
+from liftlab.studies import sources, tuning
+from liftlab.studies.conditions import Plan, check_generator, check_weights, generator_of, pairs_of, plans, sharing
 from liftlab.studies.registers import COMPUTE, about, at_least_one, base_model, data_files, known
 from liftlab.studies.together import Answers, Ask, Cell, asking, grouped
 from liftlab.text_overlap import bertscore
@@ -35,7 +35,7 @@ MODULES = (
     *(f"liftlab.{name}" for name in (
         "benchmarks", "hub_data", "register_tasks", "streaming", "judge",
         "auxiliary.replies", "auxiliary.endpoint", "auxiliary.sentences", "auxiliary.tasks", "auxiliary.local_model",
-        "studies.sources", "studies.conditions", "studies.evaluation",
+        "presft", "studies.sources", "studies.conditions", "studies.tuning", "studies.evaluation",
     )),
 )  # fmt: skip
 
@@ -57,22 +57,23 @@ def run(
     scores: Sequence[str],
     judge: dict,
     by_task: dict | None = None,
+    presft: dict | None = None,
     records: str | Path,
 ) -> pd.DataFrame:
     """Records of `study`: a row a question, condition and score (0..1), with the answer as it was given.
 
     A cell of the cache is one document under every condition: a killed run goes on at the document where it stopped.
     `benchmark`: see `sources.FIELDS`; `documents`, `questions` (of a document and kind): 0 = all; `conditions`: see
-    `Plan`; `seeds`: training seeds of each lift; `by_task`: see `split`. Further metrics, a row a document and
-    condition: train_steps, train_tokens, auxiliary_pairs; of pairs that a generator writes auxiliary_requests, _failed
-    and _refused; of a judge judge_failed, the verdicts without a usable reply, which count as wrong. ValueError for a
-    wrong setting, before a model is loaded.
+    `Plan`; `seeds`: training seeds of each lift; `by_task`: see `split`; `presft`: see `tuning.checked`. Further
+    metrics, a row a document and condition: train_steps, train_tokens, auxiliary_pairs; of pairs that a generator
+    writes auxiliary_requests, _failed and _refused; of a judge judge_failed, the verdicts without a usable reply, which
+    count as wrong. ValueError for a wrong setting, before a model is loaded.
     """
     settings = {
         "base": base, "window_tokens": window_tokens, "four_bit": four_bit, "benchmark": benchmark,
         "documents": documents, "questions": questions, "conditions": conditions, "auxiliary": auxiliary,
         "style": style, "seeds": seeds, "answer_tokens": answer_tokens, "scores": list(scores), "judge": judge,
-        "by_task": by_task or {},
+        "by_task": by_task or {}, "presft": presft or {},
     }  # fmt: skip
     recipes = [plan.recipe_for(0) for part in split(settings) for plan in checked(**part).values() if plan.recipe]
     settings["benchmark"] = sources.pinned(benchmark)
@@ -81,8 +82,9 @@ def run(
     paper = Path(str(files("liftlab"))) / "paper"
     data = (*data_files(), *(paper / f"{name}.yaml" for name in ("auxiliary", "judge")), *sources.files(benchmark))
     load = partial(base_model, base, window_tokens, four_bit)
-    facts = lambda: {"base_model": load().provenance, "data": sources.provenance(settings["benchmark"])}  # noqa: E731
-    scoring = partial(cell, replies=str(Path(records) / "replies"))
+    folders = {"replies": str(Path(records) / "replies"), "tuned": str(Path(records) / study)}
+    facts = partial(_facts, split(settings), **folders)
+    scoring = partial(cell, **folders)
     return cells.run(study, scoring, grid, Path(records), MODULES, facts, data, **grouped(load, recipes))
 
 
@@ -115,6 +117,7 @@ def _for_task(shared: dict, task: str, own: dict) -> dict:
 def checked(
     *, base: str, window_tokens: int, four_bit: bool, benchmark: dict, documents: int, questions: int, conditions: dict,
     auxiliary: dict, style: str, seeds: int, answer_tokens: int, scores: Sequence[str], judge: dict,
+    presft: dict | None = None,
 ) -> dict[str, Plan]:  # fmt: skip
     """The conditions; ValueError for a setting that is wrong. Nothing is loaded."""
     at_least_one(seeds=seeds, answer_tokens=answer_tokens, scores=len(scores))
@@ -128,18 +131,9 @@ def checked(
     _check_scores(scores, judge, plan)
     wanted = plans(conditions, style, auxiliary)
     if four_bit:
-        _check_weights(wanted)
+        check_weights(wanted)
+    tuning.checked(presft or {}, wanted, plan, style, four_bit)
     return wanted
-
-
-def _check_weights(wanted: dict[str, Plan]) -> None:
-    """ValueError for an adapter that changes the base weights, where four_bit packs them."""
-    for name, plan in wanted.items():
-        if plan.recipe and (adapter := plan.recipe_for(0).adapter) in ("pissa", "full"):
-            raise ValueError(
-                f"condition {name!r}: adapter {adapter} changes the base weights, which four_bit packs: "
-                "set four_bit = false"
-            )
 
 
 def _check_scores(scores: Sequence[str], judge: dict, benchmark: dict) -> None:
@@ -171,15 +165,17 @@ class Answered:
 def cell(
     study: str, base: str, window_tokens: int, four_bit: bool, benchmark: dict, documents: int, questions: int,
     conditions: dict, auxiliary: dict, style: str, seeds: int, answer_tokens: int, scores: Sequence[str], judge: dict,
-    place: int, replies: str,
+    presft: dict, place: int, replies: str, tuned: str,
 ) -> Cell:  # fmt: skip
     """One document under every condition."""
     model = base_model(base, window_tokens, four_bit)
-    document = _documents(json.dumps(benchmark), documents, questions, base, window_tokens, four_bit)[place]
+    source = json.dumps(benchmark), documents, questions, base, window_tokens, four_bit
+    document = _documents(*source)[place]
     asked = [question for question in document.questions if question.wording != "trained"]
     shared = about(study, base, model, document)
     wanted = plans(conditions, style, auxiliary)
-    answered = yield from _answered(model, document, asked, wanted, seeds, answer_tokens, replies)
+    other = _tuned(json.dumps(presft), style, tuned, replies, *source) if presft else model
+    answered = yield from _answered((model, other), document, asked, wanted, seeds, answer_tokens, replies)
     rows: list[dict] = []
     for found in answered:
         scored = _scored(document, asked, found.said, scores, judge, replies, model)
@@ -194,16 +190,42 @@ def _documents(benchmark: str, count: int, questions: int, base: str, window_tok
     return sources.documents(json.loads(benchmark), count, base_model(base, window_tokens, four_bit), questions)
 
 
+def _source(part: dict) -> tuple:
+    """What `_documents` needs to know of a part's settings."""
+    names = ("documents", "questions", "base", "window_tokens", "four_bit")
+    return json.dumps(part["benchmark"]), *(part[name] for name in names)
+
+
+@cache
+def _tuned(presft: str, style: str, tuned: str, replies: str, *source) -> BaseModel:
+    """The base model fine-tuned on other documents than those that `_documents` gives of `source`."""
+    model, tests = base_model(*source[3:]), _documents(*source)
+    chosen = tuning.chosen(json.loads(presft), style)
+    return tuning.tuned(model, chosen, json.loads(source[0]), tests, Path(tuned), Path(replies))
+
+
+def _facts(parts: Sequence[dict], replies: str, tuned: str) -> dict:
+    """The provenance of the base model, of the data, and of the base models fine-tuned before the lifts."""
+    of = parts[0]
+    model = base_model(of["base"], of["window_tokens"], of["four_bit"])
+    made = [_tuned(json.dumps(part["presft"]), part["style"], tuned, replies, *_source(part)).provenance
+            for part in parts if part["presft"]]  # fmt: skip
+    found = [{"weights_sha256": each["weights_sha256"], **each["presft"]} for each in made]
+    told = {"base_model": model.provenance, "data": sources.provenance(of["benchmark"])}
+    return told | ({"presft": found} if found else {})
+
+
 def _answered(
-    model: BaseModel, document: Document, asked: Sequence[Question], wanted: dict[str, Plan], seeds: int, tokens: int,
-    replies: str,
+    models: tuple[BaseModel, BaseModel], document: Document, asked: Sequence[Question], wanted: dict[str, Plan],
+    seeds: int, tokens: int, replies: str,
 ) -> Generator[Job | Ask, Lifted | Answers, list[Answered]]:  # fmt: skip
-    """What each condition says; one lift for all that share it."""
+    """What each condition says; one lift for all that share it. `models`: the base model without and with presft."""
 
     def ask(lifted: Lifted | None, plan: Plan) -> Generator[Ask, Answers, Answers]:
         how = style(plan.style)
         put = [with_evidence(document, question, how) for question in asked] if plan.evidence else asked
-        return asking(model, lifted, document, put, plan.context, answer_tokens=tokens, style=how)
+        on = models[plan.presft]
+        return asking(on, lifted, document, put, plan.context, answer_tokens=tokens, style=how)
 
     answered: list[Answered] = []
     for name, plan in wanted.items():
@@ -211,8 +233,8 @@ def _answered(
             answered.append(Answered(name, 0, (yield from ask(None, plan))))
     for first, group in sharing(wanted):
         for seed in range(seeds):
-            pairs, counts = pairs_of(first, model, document, seed, Path(replies))
-            lifted = yield Job(document, first.recipe_for(seed), pairs)
+            pairs, counts = pairs_of(first, models[0], document, seed, Path(replies))
+            lifted = yield Job(document, first.recipe_for(seed), pairs, base=models[first.presft])
             for name, plan in group.items():
                 said = yield from ask(lifted, plan)
                 answered.append(Answered(name, seed, said, _measures(lifted, counts)))

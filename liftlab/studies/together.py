@@ -41,12 +41,13 @@ MEMORY = "LIFTLAB_MEMORY_GIB"  # environment variable: the memory that lifting t
 class Ask:
     """Prompts (token ids each, see `prompts.put`; None is answered None) for greedy answers of at most `answer_tokens`.
 
-    They are put to a lifted document, or where there is none to the base model.
+    They are put to a lifted document, or where there is none to the base model: `base`, None = the one of all cells.
     """
 
     prompts: Sequence[list[int] | None]
     answer_tokens: int
     lifted: Lifted | None = None
+    base: BaseModel | None = None
 
 
 Answers = list[str | None]
@@ -107,13 +108,13 @@ def asking(
     answer_tokens: int,
     style: PromptStyle = PLAIN,
 ) -> Generator[Ask, Answers, Answers]:
-    """As `answering.answer`, asked together: `said = yield from asking(...)`. `lifted` None asks the base model.
+    """As `answering.answer`, asked together: `said = yield from asking(...)`. `lifted` None asks `base` as it is.
 
     The prompts of a lifted document fit what its adapter leaves of the window.
     """
     window = adapters.beside_prefix(base, lifted.recipe).window if lifted else base.window
     prompts = [put(base.tokenizer, document, q, context, window, answer_tokens, style) for q in questions]
-    return (yield Ask(prompts, answer_tokens, lifted))
+    return (yield Ask(prompts, answer_tokens, lifted, base))
 
 
 def scored(
@@ -210,20 +211,40 @@ def _too_large(error: machine.OutOfMemory) -> machine.OutOfMemory:
 
 
 def _lifted(base: BaseModel, jobs: dict[int, Job], memory_gib: float | None) -> dict[int, Lifted | Exception]:
-    def lift(places: Sequence[int]) -> list[Lifted]:
-        return stacked.lift(base, [jobs[place] for place in places], memory_gib=memory_gib, progress=False)
+    found: dict[int, Lifted | Exception] = {}
+    for on, places in _by_base(base, jobs):
 
-    return _in_halves(base, sorted(jobs), lift) if jobs else {}
+        def lift(some: Sequence[int], on: BaseModel = on) -> list[Lifted]:
+            return stacked.lift(on, [jobs[place] for place in some], memory_gib=memory_gib, progress=False)
+
+        found |= _in_halves(on, places, lift)
+    return found
+
+
+def _by_base(base: BaseModel, requests: dict[int, Job | Ask]) -> list[tuple[BaseModel, list[int]]]:
+    """Each base model, told apart by its weights, and the places of the requests put to it; `base` for None."""
+    bases = {id(base.model): base}
+    groups: dict[int, list[int]] = {}
+    for place in sorted(requests):
+        on = requests[place].base or base
+        bases.setdefault(id(on.model), on)
+        groups.setdefault(id(on.model), []).append(place)
+    return [(bases[model], places) for model, places in groups.items()]
 
 
 def _said(base: BaseModel, asks: dict[int, Ask]) -> dict[int, Answers | Exception]:
-    """Asks of one answer length are answered together: those of lifted documents, and those of the base model."""
-    groups: dict[tuple[int, bool], list[int]] = {}
-    for place, ask in asks.items():
-        groups.setdefault((ask.answer_tokens, ask.lifted is None), []).append(place)
+    """Asks of one answer length are answered together: those of lifted documents, and those of each base model."""
     found: dict[int, Answers | Exception] = {}
-    for places in groups.values():
-        found |= _in_halves(base, places, lambda some: _answered(base, [asks[place] for place in some]))
+    for on, of in _by_base(base, asks):
+        groups: dict[tuple[int, bool], list[int]] = {}
+        for place in of:
+            groups.setdefault((asks[place].answer_tokens, asks[place].lifted is None), []).append(place)
+        for places in groups.values():
+
+            def answer(some: Sequence[int], on: BaseModel = on) -> list[Answers]:
+                return _answered(on, [asks[place] for place in some])
+
+            found |= _in_halves(on, places, answer)
     return {place: found[place] for place in asks}
 
 
