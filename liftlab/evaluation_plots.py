@@ -23,9 +23,12 @@ SCORE_LABELS = {
     "meteor_without_synonyms": "METEOR without synonyms",
     "longbench_score": "LongBench's score of the task",
     "judge": "judged right",
+    "longreward": "mean of four ratings",
+    **{f"judge_{name}": f"{name}, rated" for name in ("helpfulness", "logicality", "faithfulness", "completeness")},
     "needle_keys": "key words found",
     "coordinate": "coordinate score",
 }
+ORDER = "coordinate"
 PUBLISHED_MODELS = "Llama-3"  # the published model that a figure shows; tables show all
 OVERLAP = ("meteor", "bertscore")  # published beside a judge's score; in tables alone
 WORDS = {"lift": "LIFT", "icl": "ICL", "qa": "QA", "pissa": "PiSSA", "sft": "SFT"}  # of a condition's name
@@ -47,7 +50,8 @@ def scores(notebook: str, records: pd.DataFrame) -> Drawn:
     figure, axes = plt.subplots(1, len(metrics), sharey=True, squeeze=False, figsize=size, layout="constrained")
     figure.suptitle(heading(records, measured), fontsize="medium")
     for axis, metric in zip(axes[0], metrics, strict=True):
-        _panel(axis, data, metric, kinds, conditions)
+        guessed = metric == metrics[0] or metrics[0] != ORDER  # its chance level is not that of other scores
+        _panel(axis, data if guessed else measured, metric, kinds, conditions)
         axis.set(xlim=(-0.03, 1.03), xlabel=SCORE_LABELS.get(metric, metric))
     _published(axes[0, 0], data, kinds, conditions)
     axes[0, 0].set_yticks(range(len(kinds)), [kind.replace("_", " ") for kind in kinds])
@@ -133,7 +137,7 @@ def _map(axis: Axes, rows: pd.DataFrame, name: str, last: bool) -> None:
 
 NOTEBOOKS = (
     "table_loogle", "table_longbench", "ablation_contextualized", "ablation_auxiliary", "ablation_adapter",
-    "sentence_qa", "prompt_format", "evidence_in_prompt", "pre_lift_sft",
+    "sentence_qa", "prompt_format", "evidence_in_prompt", "pre_lift_sft", "timeline",
 )  # fmt: skip
 DRAWINGS: dict[str, Callable[[pd.DataFrame], Drawn]] = {
     **{name: partial(scores, name) for name in NOTEBOOKS},

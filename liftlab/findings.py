@@ -249,6 +249,12 @@ CONTRASTS = {  # notebook: (condition, minus which other)
         ("lift_auxiliary_truncated_icl", "truncated_icl"),
         ("sft_lift_auxiliary_truncated_icl", "truncated_icl"),
     ],
+    "timeline": [
+        ("lift_timeline_tasks", "lift"),
+        ("lift_timeline_tasks", "truncated_icl"),
+        ("lift_timeline_tasks_truncated_icl", "lift_truncated_icl"),
+        ("lift_timeline_tasks_truncated_icl", "truncated_icl"),
+    ],
 }
 
 

@@ -14,6 +14,7 @@ from itertools import combinations
 from liftlab.documents import Document, Question
 from liftlab.worlds import vocabulary
 
+Event = tuple[str, str, str, Question]  # its year, whose it is, what it was, and the question of its fact
 EVENTS = {"shop": "opened a shop", "prize": "won a prize"}  # the relations whose value is a year
 ORDERED = 3  # events of a timeline question
 SUMMED_UP = 6  # statements of a summary
@@ -52,17 +53,41 @@ def two_facts(document: Document, rng: random.Random) -> list[Question]:
 
 def timeline(document: Document, rng: random.Random) -> list[Question]:
     """Events of different people and years, named out of order; the answer is their people in order of time."""
-    dated = [(q.answer, person, EVENTS[q.kind], q) for person, of in _people(document).items()
-             for q in (wordings[0] for wordings in of) if q.kind in EVENTS]  # fmt: skip
-    asked = []
-    for chosen in combinations(sorted(dated, key=lambda event: event[:3]), ORDERED):
-        years, people, _, _ = zip(*chosen, strict=True)
-        if len(set(years)) == len(set(people)) == ORDERED:
-            told = rng.sample(chosen, ORDERED)
-            text = " ".join(f"{person} {did}." for _, person, did, _ in told) + " In which year?"
-            quoted = tuple(document.text[slice(*q.evidence)] for _, _, _, q in told if q.evidence)
-            asked.append(Question(text, " ".join(people), quoted=quoted, hops=ORDERED))
+    asked = [_ordered(document, chosen, rng) for chosen in _timelines(document, "held_out")]
     return rng.sample(asked, len(asked))
+
+
+def timeline_pairs(document: Document, seed: int = 0) -> list[Question]:
+    """Timelines to be trained on, drawn by `seed`: every choice of `ORDERED` events but those that are asked.
+
+    Two events of an asked timeline may meet again beside another third one. ValueError where none is left.
+    """
+    rng = random.Random(f"timeline pairs {document.name} {seed}")
+    asked = {frozenset(question.quoted) for question in document.questions if question.kind == "timeline_reorder"}
+    made = [_ordered(document, chosen, rng) for chosen in _timelines(document, "trained")]
+    left = [replace(q, kind="timeline_reorder", wording="trained") for q in made if frozenset(q.quoted) not in asked]
+    if not left:
+        raise ValueError(
+            f"document {document.name!r} has no timeline of {ORDERED} events to train on that is not asked: choose "
+            "another auxiliary task, ask fewer questions, or make registers longer (windows)"
+        )
+    return rng.sample(left, len(left))
+
+
+def _timelines(document: Document, wording: str) -> list[tuple[Event, ...]]:
+    """Every choice of `ORDERED` events of different people and years, each in order of time."""
+    dated = [(q.answer, person, EVENTS[q.kind], q) for person, of in _people(document, wording).items()
+             for q in (wordings[0] for wordings in of) if q.kind in EVENTS]  # fmt: skip
+    choices = combinations(sorted(dated, key=lambda event: event[:3]), ORDERED)
+    return [chosen for chosen in choices if all(len({e[at] for e in chosen}) == ORDERED for at in (0, 1))]
+
+
+def _ordered(document: Document, chosen: tuple[Event, ...], rng: random.Random) -> Question:
+    """The events, shuffled, as a question; `quoted`: where the register states them."""
+    told = rng.sample(chosen, ORDERED)
+    text = " ".join(f"{person} {did}." for _, person, did, _ in told) + " In which year?"
+    quoted = tuple(document.text[slice(*q.evidence)] for _, _, _, q in told if q.evidence)
+    return Question(text, " ".join(person for _, person, _, _ in chosen), quoted=quoted, hops=ORDERED)
 
 
 def about_a_person(document: Document, rng: random.Random) -> list[Question]:
@@ -85,19 +110,19 @@ def numbered_event(document: Document, rng: random.Random) -> list[Question]:
     return [replace(q, answer=f"Paragraph {q.answer}") for q in single_fact(document, rng) if q.kind in EVENTS]
 
 
-def _facts(document: Document, hops: int = 1) -> dict[tuple, list[Question]]:
-    """The held-out wordings of each fact, in the document's order."""
+def _facts(document: Document, hops: int = 1, wording: str = "held_out") -> dict[tuple, list[Question]]:
+    """The wordings of each fact, in the document's order."""
     facts: dict[tuple, list[Question]] = {}
-    for question in document.asked("held_out", hops):
+    for question in document.asked(wording, hops):
         facts.setdefault((question.evidence, question.bridge, question.answer), []).append(question)
     return facts
 
 
-def _people(document: Document) -> dict[str, list[list[Question]]]:
+def _people(document: Document, wording: str = "held_out") -> dict[str, list[list[Question]]]:
     """The facts of each person, by the one name that a question of one hop holds."""
     names = set(vocabulary().names)
     people: dict[str, list[list[Question]]] = {}
-    for wordings in _facts(document).values():
+    for wordings in _facts(document, wording=wording).values():
         (name,) = names & set(wordings[0].text.strip("?").split())
         people.setdefault(name, []).append(wordings)
     return people

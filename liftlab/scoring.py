@@ -126,6 +126,7 @@ SCORES: dict[str, Score] = SHORT_ANSWER_SCORES | {
     "rouge_l": rouge_l, "retrieval": retrieval, "meteor": meteor, "meteor_without_synonyms": meteor_without_synonyms,
     "coordinate": coordinate, "needle_keys": needle_keys,
 }  # fmt: skip
+CHANCE = {"coordinate": 0.5}  # scores that say what a guess earns: here the right items in any order, on average
 TASK_SCORES = {  # LongBench task: its score, the best over the right answers
     "musique": "f1", "narrativeqa": "f1", "qmsum": "rouge_l", "gov_report": "rouge_l",
     "passage_retrieval_en": "retrieval",

@@ -28,7 +28,7 @@ def test_the_choices_are_those_of_the_code():
 
     stated = bounds._stated()
     of, pairs = stated["parameters"], stated["$defs"]["auxiliary"]["properties"]
-    extra = [evaluation.LONGBENCH, evaluation.JUDGE, evaluation.BERTSCORE]
+    extra = [evaluation.LONGBENCH, *evaluation.JUDGED, evaluation.BERTSCORE]
     condition = of["conditions"]["additionalProperties"]["properties"]
     assert of["score"]["enum"] == list(scoring.SCORES)
     assert of["scores"]["items"]["enum"] == [*scoring.SCORES, *extra]

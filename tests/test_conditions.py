@@ -1,6 +1,7 @@
 """What a condition is made of: checked settings, the pairs of its lift, and which conditions share one."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,7 @@ from liftlab.auxiliary.local_model import LocalModel
 from liftlab.documents import Document
 from liftlab.examples import known_pairs
 from liftlab.recipes import Recipe
+from liftlab.register_tasks import timeline_pairs, with_tasks
 from liftlab.studies import conditions
 from liftlab.studies.conditions import Plan, plans
 from liftlab.worlds import register
@@ -117,9 +119,29 @@ def test_more_pairs_hold_the_fewer_and_another_seed_draws_others(tiny, tmp_path,
     assert few != pairs(tiny, tmp_path, task, 1, seed=1)[0]
 
 
-def test_a_document_without_pairs_of_its_own_is_named(tiny, tmp_path):
-    with pytest.raises(ValueError, match="document 'd' brings no pairs along, as registers do: choose an"):
-        pairs(tiny, tmp_path, "known", 1, document=Document("d", "Ada."))
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [("known", "brings no pairs along, as registers do: choose an"), ("known_timeline", "has no timeline of 3 events"),
+     ("known_and_timeline", "brings no pairs along, as registers do: choose an")],
+)  # fmt: skip
+def test_a_document_without_pairs_of_its_own_is_named(tiny, tmp_path, task, message):
+    with pytest.raises(ValueError, match=f"document 'd' {message}"):
+        pairs(tiny, tmp_path, task, 1, document=Document("d", "Ada."))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_facts_and_timelines_are_those_of_each_as_many_of_the_one_as_of_the_other(tiny, tmp_path, count):
+    """No timeline that is asked is among them, and a document with few timelines gives all of them."""
+    document = with_tasks(DOCUMENT, ["timeline_reorder"])
+    asked = [q for q in document.questions if q.kind == "timeline_reorder"][:8]
+    document = replace(document, questions=(*document.asked("trained"), *asked))
+    facts, _ = pairs(tiny, tmp_path, "known_per_fact", count, document=document)
+    timelines, _ = pairs(tiny, tmp_path, "known_timeline", len(facts), document=document)
+    both, counts = pairs(tiny, tmp_path, "known_and_timeline", count, document=document)
+    assert both == facts + timelines and counts == {"pairs": len(both)} and not set(facts) & set(timelines)
+    assert len(timelines) == min(len(facts), len(timeline_pairs(document))) > 8
+    events = [frozenset(text.split(". ")[:-1]) for text in (q.question for q in timelines)]
+    assert not set(events) & {frozenset(q.text.split(". ")[:-1]) for q in asked} and len(set(events)) == len(events)
 
 
 def test_generated_pairs_are_counted_with_what_failed_and_kept_for_the_next_time(tiny, tmp_path, monkeypatch):

@@ -177,6 +177,9 @@ def test_longbench_takes_the_papers_sample_and_judges_are_told():
     estimate = dry_run.of(given)
     assert list(estimate.table.loc["none", ["documents", "questions"]]) == [96, 96]
     assert "96 requests to the judge j: its GPU hours are not counted" in estimate.lines
+    timelines = {"source": "loogle", "tasks": ["timeline_reorder"]}  # 215; one verdict and four ratings each
+    rated = paper(benchmark=timelines, conditions={"none": {}}, scores=["judge", "longreward"], judge=given["judge"])
+    assert "1,075 requests to the judge j: its GPU hours are not counted" in dry_run.of(rated).lines
 
 
 def test_a_folder_of_texts_is_counted_where_it_is_and_by_the_settings_where_not(tmp_path):
@@ -233,7 +236,7 @@ def test_every_paper_setting_passes_offline_and_has_the_notebook_s_conditions(na
 
 
 def test_all_paper_settings_add_up_with_the_weights_once():
-    assert len(EVALUATIONS) == 9
+    assert len(EVALUATIONS) == 10
     estimates = [dry_run.of(runner.parameters(ROOT, name, "paper", {})) for name in EVALUATIONS]
     line = dry_run.total(estimates)
     disk = 2 * 8_030_261_248 + sum(estimate.disk for estimate in estimates)

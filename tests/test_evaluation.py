@@ -216,6 +216,39 @@ def test_the_judge_s_verdicts_are_the_score_and_those_that_failed_are_counted(on
         assert server.asked.total() - asked == sum("unclear" in prompt_of(b) for b in server.bodies[asked:])
 
 
+def test_a_rating_is_the_mean_of_four_metrics_and_those_that_failed_count_0(on_tiny, tmp_path, monkeypatch):
+    """By hand: the first answer gets 8, 8, 6 and no usable completeness; the second is empty, 0 without asking."""
+    says(monkeypatch, lambda questions: ["said", ""] + ["said"] * (len(questions) - 2))
+    (document,) = sources.documents(REGISTER, 1, on_tiny, 2)
+    questions = [q for q in document.questions if q.wording == "held_out"]
+
+    def rated(body):
+        prompt = prompt_of(body)
+        if "What the document says: " in prompt:
+            return "6" if any("\n".join(document.evidence_of(q)) in prompt for q in questions) else "none"
+        return "Complete." if "how complete" in prompt else "8/10"
+
+    with EndpointServer(rated) as server:
+        patched = conditions.Endpoint(server.url, "judge", attempts=1, first_wait_seconds=0.0)
+        monkeypatch.setattr(evaluation, "generator_of", lambda *_: patched)
+        judge = {"model": "judge", "endpoint": server.url}
+        frame = run(tmp_path, documents=1, conditions={"icl": {}}, scores=["longreward", "f1"], judge=judge)
+    rows = frame.set_index("metric")["value"]
+    others = len(questions) - 2
+    assert list(rows["longreward"]) == pytest.approx([0.55, 0.0] + [0.55] * others)
+    for name, value in (("helpfulness", 0.8), ("logicality", 0.8), ("faithfulness", 0.6), ("completeness", 0.0)):
+        assert list(rows[f"judge_{name}"]) == [value, 0.0] + [value] * others
+    assert rows["longreward_failed"] == 1 + others and frame["metric"].iloc[1] == "longreward"
+
+
+def test_orders_have_the_chance_of_the_right_items_in_any_order(on_tiny, tmp_path):
+    benchmark = {**REGISTER, "tasks": ["timeline_reorder"], "windows": 1.5}
+    settings = {"documents": 1, "benchmark": benchmark, "conditions": {"icl": {"context": "truncated"}}}
+    for scores, levels in ((["coordinate", "f1"], [0.5, 0.5]), (["f1", "coordinate"], [])):
+        frame = run(tmp_path / scores[0], scores=scores, **settings)
+        assert list(frame.loc[frame["condition"] == "chance", "value"]) == levels
+
+
 def test_the_base_model_judges_without_the_adapter_on_it(on_tiny, tmp_path, monkeypatch):
     named = []
 
@@ -245,7 +278,8 @@ def test_the_base_model_judges_without_the_adapter_on_it(on_tiny, tmp_path, monk
         ({"scores": []}, "scores = 0: must be at least 1"),
         ({"scores": ["f2"]}, "score 'f2' is unknown: choose among exact_match"),
         ({"scores": ["f1", "f1"]}, "give each score once"),
-        ({"scores": ["judge"]}, "judge = {}: give model and endpoint where scores has judge"),
+        ({"scores": ["judge"]}, "judge = {}: give model and endpoint where scores has judge or longreward"),
+        ({"scores": ["longreward"]}, "judge = {}: give model and endpoint where scores has judge or longreward"),
         ({"judge": {"model": "m", "endpoint": ""}}, "judge = .*: give model and endpoint where"),
         ({"scores": ["judge"], "judge": {"model": "m", "endpoint": ""}}, "judge: model 'm' needs an endpoint"),
         ({"scores": ["judge"], "judge": {"model": "m", "endpoint": "m"}}, "endpoint: url = 'm'"),

@@ -1,13 +1,14 @@
 """Each question asks for what its register states: checked on the register's own sentences, read word for word."""
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from liftlab.documents import Document
 from liftlab.pretraining import word_tokenizer
-from liftlab.register_tasks import TASKS, with_tasks
+from liftlab.register_tasks import TASKS, timeline_pairs, with_tasks
 from liftlab.scoring import coordinate, retrieval
 from liftlab.worlds import register, vocabulary
 
@@ -94,6 +95,41 @@ def test_a_timeline_s_answer_is_its_people_in_order_of_year(seed):
         assert coordinate(question.answer, question.answer) == 1
     assert any([person for person, _ in re.findall(r"(\w+) (opened|won)", q.text)] != q.answer.split()
                for q in questions)  # fmt: skip
+
+
+def events_of(question):
+    return frozenset(re.findall(r"(\w+) (opened a shop|won a prize)\.", question.text))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_timeline_to_train_on_is_right_and_never_one_that_is_asked(seed):
+    """What is trained and what is asked make up all choices of three events, and share none."""
+    document, facts, questions = asked("timeline_reorder", seed)
+    some = replace(document, questions=(*document.asked("trained"), *questions[::3]))
+    pairs = timeline_pairs(some)
+    trained, told = [events_of(pair) for pair in pairs], {events_of(question) for question in questions[::3]}
+    assert pairs and told and not set(trained) & told
+    assert set(trained) | told == {events_of(question) for question in questions}
+    assert len(trained) == len(set(trained)) and {pair.wording for pair in pairs} == {"trained"}
+    for pair in pairs:
+        years = {person: int(facts[person, EVENTS[did]][0]) for person, did in events_of(pair)}
+        assert sorted(years, key=years.get) == pair.answer.split() and len(set(years.values())) == 3
+        assert set(pair.quoted) == {facts[person, EVENTS[did]][1] for person, did in events_of(pair)}
+    firsts = {pair.text.split()[0] == pair.answer.split()[0] for pair in pairs}
+    assert firsts == {True, False}  # told in another order than that of time, though not always
+
+
+def test_timelines_to_train_on_are_drawn_by_the_seed_and_none_left_is_an_error():
+    document, _, questions = asked("timeline_reorder", 200)
+    some = replace(document, questions=(*document.asked("trained"), *questions[:2]))
+    assert timeline_pairs(some) == timeline_pairs(some)
+    assert [pair.text for pair in timeline_pairs(some)] != [pair.text for pair in timeline_pairs(some, seed=1)]
+    for left in (document, Document("d", "Ada.")):
+        with pytest.raises(
+            ValueError, match="has no timeline of 3 events to train on that is not asked: choose"
+        ) as error:
+            timeline_pairs(left)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -3,11 +3,13 @@ import re
 import string
 import subprocess
 import sys
+from itertools import permutations
 
 import pytest
 
 from liftlab.documents import Question
 from liftlab.scoring import (
+    CHANCE,
     SCORES,
     SHORT_ANSWER_SCORES,
     TASK_SCORES,
@@ -151,6 +153,23 @@ def test_retrieval_by_hand(answer, value):
 )
 def test_coordinate_score_by_hand(answer, reference, value):
     assert coordinate(answer, reference) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [("Ada Bruno Carla", 1.0), ("Ada Bruno Carla.", 1.0), ("ada, bruno, carla", 1.0), ("Bruno Ada Carla", 2 / 3),
+     ("Carla Bruno Ada", 0.0), ("Ada Bruno", 0.0), ("Ada Bruno Bruno", 0.0), ("Ada Bruno Carla Dora", 0.0),
+     ("Ada Bruno Dora", 0.0), ("1901", 0.0), ("", 0.0)],
+)  # fmt: skip
+def test_coordinate_score_of_names_without_separators_as_registers_answer(answer, value):
+    assert coordinate(answer, "Ada Bruno Carla") == pytest.approx(value)
+
+
+@pytest.mark.parametrize("reference", ["2,1,3", "Ada Bruno Carla Dora"])
+def test_the_chance_of_the_coordinate_score_is_the_mean_over_all_orders_of_the_right_items(reference):
+    items = re.findall(r"\w+", reference)
+    orders = [" ".join(order) for order in permutations(items)]
+    assert sum(coordinate(order, reference) for order in orders) / len(orders) == pytest.approx(CHANCE["coordinate"])
 
 
 def test_coordinate_score_of_an_order_and_of_its_reverse_add_up_to_one():

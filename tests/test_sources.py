@@ -177,6 +177,21 @@ def test_loogle_and_longbench_from_a_folder_are_what_their_readers_read(tiny, fo
     assert found == read_longbench(folder / "musique.jsonl")
 
 
+def test_loogle_s_timelines_are_those_of_its_long_questions_alone(tiny, folder):
+    row = {"title": "t", "qa_pairs": [{"Q": f"{kind}?", "A": "2,1", "S": [], "type": kind}
+                                      for kind in ("computation", "timeline_reorder")]}  # fmt: skip
+    without = {"title": "t", "qa_pairs": [{"Q": "Q?", "A": "a", "S": [], "type": "computation"}]}
+    rows = [{**(without if i == 1 else row), "input": f"Ada {i}."} for i in range(4)]
+    lines(folder / "longdep_qa.jsonl", *rows)
+    benchmark = {**LOOGLE, "tasks": ["timeline_reorder"], "path": str(folder)}
+    found = sources.documents(benchmark, 0, tiny)
+    assert [d.text for d in found] == ["Ada 0.", "Ada 2.", "Ada 3."] and sources.number(benchmark, 2) == 2
+    assert [(q.text, q.kind) for d in found for q in d.questions] == [("timeline_reorder?", "timeline_reorder")] * 3
+    assert sources.files(benchmark) == (folder / "longdep_qa.jsonl",)
+    with pytest.raises(ValueError, match="longdep_qa holds timeline_reorder, leave one out"):
+        sources.checked({**benchmark, "tasks": ["longdep_qa", "timeline_reorder"]})
+
+
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="the sample documents are not beside this clone")
 def test_the_sample_documents_have_the_papers_types(tiny):
     benchmark = {**LOOGLE, "tasks": ["shortdep_qa", "longdep_qa"], "path": str(SAMPLES)}
@@ -197,6 +212,8 @@ def test_the_hub_is_asked_for_the_revision_and_the_commit_is_pinned(tiny, folder
     monkeypatch.setattr(hub_data, "loogle", loogle)
     assert len(sources.documents({**LOOGLE, "revision": "v2"}, 2, tiny)) == 2 and asked == [("shortdep_qa", "v2")]
     assert sources.pinned(LOOGLE) == {**LOOGLE, "path": "", "revision": "commit-of-main"}
+    sources.pinned({**LOOGLE, "tasks": ["timeline_reorder"]})
+    assert asked[-1] == ("longdep_qa", None)
     for one in (REGISTER, {**LOOGLE, "path": str(folder)}):
         assert sources.pinned(one) == one
 

@@ -16,9 +16,12 @@ from liftlab.examples import Pair, known_pairs
 from liftlab.models import BaseModel
 from liftlab.prompts import CONTEXTS, STYLES
 from liftlab.recipes import Recipe
+from liftlab.register_tasks import timeline_pairs
 from liftlab.studies.registers import known
 
-KNOWN = ("known", "known_per_fact")  # pairs that the document brings along: `count` drawn, or `count` for each fact
+# pairs that the document brings along: `count` drawn; `count` for each fact; `count` timelines that are not asked; or
+# `count` for each fact, and as many such timelines
+KNOWN = ("known", "known_per_fact", "known_timeline", "known_and_timeline")
 FIXED = {"style": "as the condition's style", "seed": "as the notebook's seeds"}  # what recipe_changes may not hold
 AUXILIARY = {"task": "known", "count": 0, "generator": "model", "endpoint": ""}
 
@@ -159,13 +162,25 @@ def generator_of(base: BaseModel, name: str, endpoint: str) -> Generator:
 
 
 def _known(document: Document, task: str, count: int, seed: int) -> list[Pair]:
-    """`count` of the document's own pairs, or `count` wordings of each of its facts, drawn by `seed`.
+    """The pairs that the document brings along for `task` (see `KNOWN`), drawn by `seed`.
 
     As many as there are, where there are fewer; a larger count has those of a smaller one too. ValueError for none.
     """
+    if task == "known_timeline":
+        return _timelines(document, count, seed)
+    facts = _facts(document, count, seed, each=task != "known")
+    return facts + _timelines(document, len(facts), seed) if task == "known_and_timeline" else facts
+
+
+def _timelines(document: Document, count: int, seed: int) -> list[Pair]:
+    return [Pair(question.text, question.answer) for question in timeline_pairs(document, seed)[:count]]
+
+
+def _facts(document: Document, count: int, seed: int, each: bool) -> list[Pair]:
+    """`count` of the document's own pairs, or of the wordings of `each` of its facts. ValueError for none."""
     facts: dict[tuple, list[Pair]] = {}
     for question, pair in zip(document.asked("trained"), known_pairs(document), strict=True):
-        fact = (question.kind, question.evidence, question.answer) if task == "known_per_fact" else ()
+        fact = (question.kind, question.evidence, question.answer) if each else ()
         facts.setdefault(fact, []).append(pair)
     if not facts:
         raise ValueError(

@@ -98,7 +98,9 @@ def _published(plan: dict, count: int, questions: int) -> list[Sized]:
     of = published.benchmarks()[{"loogle": "LooGLE", "longbench": "LongBench"}[plan["source"]]]
     made = []
     for task in plan["tasks"]:
-        facts = of["tasks"][task]
+        facts = of["tasks"][sources.PART_OF.get(task, task)]
+        if task in sources.PART_OF:  # every document may hold some of them: how many do is not published
+            facts = {**facts, "questions": facts["kinds"][task], "kinds": [task]}
         if count > facts["documents"]:
             raise ValueError(f"documents = {count}: {task} has {facts['documents']}, give at most that, or 0 for all")
         tokens = of.get("mean_document_tokens") or WORD_TOKENS * facts["mean_document_words"]

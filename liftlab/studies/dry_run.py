@@ -20,6 +20,7 @@ from liftlab.adapters import beside_prefix
 from liftlab.auxiliary.sentences import sentences
 from liftlab.batches import epochs
 from liftlab.examples import Example, pair_examples
+from liftlab.judge import DIMENSIONS
 from liftlab.lifting import make_examples
 from liftlab.models import Configuration
 from liftlab.prompts import encode_prompt, style, with_evidence
@@ -276,7 +277,10 @@ def _besides(settings: dict, counts: _Counts, answers: float) -> list[str]:
               for of in [dict(plan.auxiliary)] if of["endpoint"] and of["count"]}  # fmt: skip
     said = [f"pairs by {model} at {url}: its own GPU hours are not counted" for model, url in sorted(places)]
     if settings["judge"]:
-        said.append(f"{answers:,.0f} requests to the judge {settings['judge']['model']}: its GPU hours are not counted")
+        requests = answers * sum(len(DIMENSIONS) if score == "longreward" else score == "judge"
+                                 for score in settings["scores"])  # fmt: skip
+        name = settings["judge"]["model"]
+        said.append(f"{requests:,.0f} requests to the judge {name}: its GPU hours are not counted")
     recipes = [plan.recipe_for(0) for plan in counts.plans.values() if plan.recipe]
     if settings.get("presft"):
         recipes.append(tuning.chosen(settings["presft"], settings["style"]).recipe)

@@ -14,11 +14,11 @@ import pandas as pd
 from liftlab import cells
 from liftlab.auxiliary.replies import ReplyCache
 from liftlab.documents import Document, Question
-from liftlab.judge import Verdict, verdicts
+from liftlab.judge import DIMENSIONS, ToRate, grounds_of, ratings, verdicts
 from liftlab.lifted import Lifted
 from liftlab.models import BaseModel
 from liftlab.prompts import style, with_evidence
-from liftlab.scoring import SCORES, TASK_SCORES, best
+from liftlab.scoring import CHANCE, SCORES, TASK_SCORES, best
 from liftlab.stacked import Job
 from liftlab.studies import sources, tuning
 from liftlab.studies.conditions import Plan, check_generator, check_weights, generator_of, pairs_of, plans, sharing
@@ -26,7 +26,8 @@ from liftlab.studies.registers import COMPUTE, about, at_least_one, base_model, 
 from liftlab.studies.together import Answers, Ask, Cell, asking, grouped
 from liftlab.text_overlap import bertscore
 
-LONGBENCH, JUDGE, BERTSCORE = "longbench", "judge", "bertscore"  # not one function: by task; by another model
+LONGBENCH, BERTSCORE = "longbench", "bertscore"  # not one function: by task; by another model
+JUDGE, LONGREWARD = JUDGED = ("judge", "longreward")  # scores that a judge gives
 SHARE = "share of questions"
 OWN = ("documents", "questions", "recipe", "auxiliary", "style", "answer_tokens")  # what a task may have of its own
 UNITS = {"failed": "requests", "refused": "requests"}  # of the counts whose name is not their unit
@@ -67,7 +68,8 @@ def run(
     `Plan`; `seeds`: training seeds of each lift; `by_task`: see `split`; `presft`: see `tuning.checked`. Further
     metrics, a row a document and condition: train_steps, train_tokens, auxiliary_pairs; of pairs that a generator
     writes auxiliary_requests, _failed and _refused; of a judge judge_failed, the verdicts without a usable reply, which
-    count as wrong. ValueError for a wrong setting, before a model is loaded.
+    count as wrong, and of longreward, whose four ratings are metrics too, longreward_failed. ValueError for a wrong
+    setting, before a model is loaded.
     """
     settings = {
         "base": base, "window_tokens": window_tokens, "four_bit": four_bit, "benchmark": benchmark,
@@ -137,14 +139,16 @@ def checked(
 
 
 def _check_scores(scores: Sequence[str], judge: dict, benchmark: dict) -> None:
-    known(scores, [*SCORES, LONGBENCH, JUDGE, BERTSCORE], "score")
+    known(scores, [*SCORES, LONGBENCH, *JUDGED, BERTSCORE], "score")
     if len(set(scores)) < len(scores):
         raise ValueError(f"scores = {list(scores)}: give each score once")
     if LONGBENCH in scores:
         known(benchmark.get("tasks", []), list(TASK_SCORES), f"score {LONGBENCH!r} is LongBench's own: task")
     known(list(judge), ["model", "endpoint"], "setting of judge:")
-    if set(judge) != ({"model", "endpoint"} if JUDGE in scores else set()):
-        raise ValueError(f"judge = {judge}: give model and endpoint where scores has judge, and {{}} where it has not")
+    if set(judge) != ({"model", "endpoint"} if set(JUDGED) & set(scores) else set()):
+        raise ValueError(
+            f"judge = {judge}: give model and endpoint where scores has judge or longreward, and {{}} where it has not"
+        )
     if judge:
         check_generator("judge: model", judge["model"], judge["endpoint"])
 
@@ -181,7 +185,8 @@ def cell(
         scored = _scored(document, asked, found.said, scores, judge, replies, model)
         rows += [{"condition": found.condition, "seed": found.seed, **row} for row in (*scored, *found.measures)]
     level = {"condition": "chance", "seed": 0, "metric": "chance", "unit": SHARE}
-    rows += [{**level, **_asked(document, question), "value": question.chance} for question in asked if question.chance]
+    guessed = [(question, CHANCE.get(scores[0], question.chance)) for question in asked]
+    rows += [{**level, **_asked(document, question), "value": chance} for question, chance in guessed if chance]
     return pd.DataFrame({**shared, "kind": "", "question": "", "answer": "", "depth": float("nan"), **r} for r in rows)
 
 
@@ -262,17 +267,16 @@ def _scored(
     answered = [(question, text) for question, text in zip(asked, said, strict=True) if text is not None]
     for score in scores:
         metric = "longbench_score" if score == LONGBENCH else score
-        if score == JUDGE:
-            judged = _judged(document, answered, judge, Path(replies), model)
-            values = [float(bool(verdict.right)) for verdict in judged]
-            failed = sum(verdict.right is None for verdict in judged)
-            yield {"metric": "judge_failed", "unit": "verdicts", "value": float(failed)}
+        if score in JUDGED:
+            columns, failed = _judged(score, document, answered, judge, Path(replies), model)
+            yield {"metric": f"{score}_failed", "unit": "verdicts", "value": float(failed)}
         elif score == BERTSCORE:
-            values = bertscore([text for _, text in answered], [question.answer for question, _ in answered])
+            columns = {metric: bertscore([text for _, text in answered], [q.answer for q, _ in answered])}
         else:
-            values = [_score(score, question, text) for question, text in answered]
-        for (question, text), value in zip(answered, values, strict=True):
-            yield {**_asked(document, question), "answer": text, "metric": metric, "unit": SHARE, "value": value}
+            columns = {metric: [_score(score, question, text) for question, text in answered]}
+        for name, values in columns.items():
+            for (question, text), value in zip(answered, values, strict=True):
+                yield {**_asked(document, question), "answer": text, "metric": name, "unit": SHARE, "value": value}
 
 
 def _score(score: str, question: Question, text: str) -> float:
@@ -283,8 +287,18 @@ def _score(score: str, question: Question, text: str) -> float:
 
 
 def _judged(
-    document: Document, answered: Sequence[tuple[Question, str]], judge: dict, replies: Path, model: BaseModel
-) -> list[Verdict]:
+    score: str, document: Document, answered: Sequence[tuple[Question, str]], judge: dict, replies: Path,
+    model: BaseModel,
+) -> tuple[dict[str, list[float]], int]:  # fmt: skip
+    """The judge's marks of each answer, by metric, and how many it gave none for: these count 0."""
     generator = generator_of(model, judge["model"], judge["endpoint"])
-    triples = [(question.text, question.answer, text) for question, text in answered]
-    return verdicts(triples, generator, ReplyCache(replies / "judge", document.text))
+    cache = ReplyCache(replies / "judge", document.text)
+    if score == JUDGE:
+        found = verdicts([(q.text, q.answer, text) for q, text in answered], generator, cache)
+        return {JUDGE: [float(bool(verdict.right)) for verdict in found]}, sum(v.right is None for v in found)
+    told = [grounds_of(document, question, model.tokenizer, model.window // 2) for question, _ in answered]
+    rated = ratings([ToRate(q.text, q.answer, text, of) for (q, text), of in zip(answered, told, strict=True)],
+                    generator, cache)  # fmt: skip
+    marks = {f"judge_{name}": [one[name].value or 0.0 for one in rated] for name in DIMENSIONS}
+    means = [sum(of) / len(of) for of in zip(*marks.values(), strict=True)]
+    return {LONGREWARD: means, **marks}, sum(of.value is None for one in rated for of in one.values())

@@ -24,7 +24,12 @@ FIELDS = {  # of the `benchmark` parameter; a field without a default here must 
     "needle": {"path": None, "words": None, "depths": None, "needle": None, "question": None, "answer": None},
     "questions": {"path": None},
 }
-NAMES = {"register": tuple(TASKS), "loogle": hub_data.LOOGLE_TASKS, "longbench": hub_data.LONGBENCH_TASKS}  # of tasks
+PART_OF = {"timeline_reorder": "longdep_qa"}  # tasks that are one kind of question in a file of LooGLE
+NAMES = {  # of tasks
+    "register": tuple(TASKS),
+    "loogle": (*hub_data.LOOGLE_TASKS, *PART_OF),
+    "longbench": hub_data.LONGBENCH_TASKS,
+}
 MADE = ("register", "register_needle", "needle")  # sources that make as many documents as are asked for
 SHORT = "short_qa"  # the kind of LooGLE's short-dependency questions, whose rows name none
 OWN = "questions"  # the kind of one's own questions that name none
@@ -45,6 +50,8 @@ def checked(benchmark: dict) -> dict:
     for name, default in fields.items():
         _check_field(name, plan[name], listed=default is None and name in ("tasks", "windows", "words", "depths"))
     known(plan.get("tasks", []), NAMES.get(source, ()), f"task of benchmark source {source!r}:")
+    if source == "loogle" and (twice := [task for task in plan["tasks"] if PART_OF.get(task) in plan["tasks"]]):
+        raise ValueError(f"benchmark: tasks = {plan['tasks']!r}: {PART_OF[twice[0]]} holds {twice[0]}, leave one out")
     return plan
 
 
@@ -88,7 +95,7 @@ def files(benchmark: dict) -> tuple[Path, ...]:
     if plan["source"] == "needle":
         found = tuple(sorted(file for file in path.glob("*") if file.suffix in (".txt", ".md"))) or (path / "*.txt",)
     else:
-        found = tuple(path / f"{task}.jsonl" for task in plan["tasks"]) if "tasks" in plan else (path,)
+        found = tuple(path / f"{_file(plan, task)}.jsonl" for task in plan["tasks"]) if "tasks" in plan else (path,)
     for file in found:
         if not file.is_file():
             raise FileNotFoundError(f"benchmark: no such file: {file}: give the path of the data")
@@ -101,7 +108,7 @@ def pinned(benchmark: dict) -> dict:
     if plan["source"] not in ("loogle", "longbench") or plan["path"]:
         return benchmark
     hub = hub_data.loogle if plan["source"] == "loogle" else hub_data.longbench
-    return {**plan, "revision": hub(plan["tasks"][0], plan["revision"] or None).revision}
+    return {**plan, "revision": hub(_file(plan, plan["tasks"][0]), plan["revision"] or None).revision}
 
 
 def provenance(benchmark: dict) -> dict:
@@ -204,8 +211,21 @@ def _moved(questions: tuple[Question, ...], needle: tuple[int, int]) -> list[Que
 
 def _loogle(plan: dict, count: int, base: BaseModel | None) -> list[Document]:
     read = _read(plan, benchmarks.read_loogle, hub_data.loogle)
-    found = [document for task in plan["tasks"] for document in _sample(read(task), count)]
+    found = [d for task in plan["tasks"] for d in _sample(_of_kind(read(_file(plan, task)), task), count)]
     return [replace(d, questions=tuple(replace(q, kind=q.kind or SHORT) for q in d.questions)) for d in found]
+
+
+def _file(plan: dict, task: str) -> str:
+    """The name of the benchmark's file that holds the task."""
+    return PART_OF.get(task, task) if plan["source"] == "loogle" else task
+
+
+def _of_kind(found: list[Document], task: str) -> list[Document]:
+    """The documents with the task's questions alone, where it is one kind of a file's; only those that have any."""
+    if task not in PART_OF:
+        return found
+    kept = [replace(d, questions=tuple(q for q in d.questions if q.kind == task)) for d in found]
+    return [document for document in kept if document.questions]
 
 
 def _longbench(plan: dict, count: int, base: BaseModel | None) -> list[Document]:
