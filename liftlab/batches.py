@@ -15,11 +15,13 @@ Batch = list[Example]
 def epochs(cut: Sequence[Example], answered: Iterable[Example], recipe: Recipe) -> Iterator[Iterable[Batch]]:
     """The batches of every epoch that has any: segments alone, then segments and pairs mixed.
 
+    With segment_by_segment an epoch is one segment, once: all epochs of the first, then of the second, and so on.
     `answered` that is no list is read while the first mixed epoch is taken; the later epochs are made only after that.
     """
     rng = random.Random(f"order {recipe.seed}")
-    for _ in range(recipe.segment_epochs if cut else 0):
-        yield by_length(cut, recipe, rng)
+    for part in [[example] for example in cut] if recipe.segment_by_segment else [cut]:
+        for _ in range(recipe.segment_epochs if part else 0):
+            yield by_length(part, recipe, rng)
     mixed: list[Example] = []
     arriving = _noted(chain(cut if recipe.segments_in_mixed else (), answered), mixed)
     ordered = recipe.mixed_epochs and recipe.first_epoch_in_order

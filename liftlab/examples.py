@@ -104,6 +104,22 @@ def contextualized_segments(
     return made
 
 
+def consecutive_segments(tokenizer, document: Document, segment_tokens: int, context_tokens: int) -> list[Example]:
+    """Segments without overlap, each predicted from the `context_tokens` tokens before it, or as many as there are.
+
+    Loss on the segment alone (2401.11504). ValueError for a document shorter than one segment, or a context below 0.
+    """
+    if context_tokens < 0:
+        raise ValueError(f"context_tokens = {context_tokens}: give the tokens before a segment, 0 for none")
+    ids = _at_least_a_segment(document_ids(tokenizer, document), document, segment_tokens)
+    made = []
+    for start, end in segment_spans(len(ids), segment_tokens, segment_tokens):
+        before, piece = ids[max(0, start - context_tokens) : start], tuple(ids[start:end])
+        if before or len(piece) > 1:  # one token alone predicts nothing
+            made.append(Example((*before, *piece), (IGNORED,) * len(before) + piece, "segment"))
+    return made
+
+
 def _at_least_a_segment(ids: list[int], document: Document, segment_tokens: int) -> list[int]:
     if len(ids) < segment_tokens:
         raise ValueError(

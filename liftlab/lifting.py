@@ -16,7 +16,15 @@ from liftlab import adapters
 from liftlab.batches import epochs
 from liftlab.documents import Document
 from liftlab.encoding import Encoded, encoded, passes
-from liftlab.examples import Example, Pair, contextualized_segments, document_ids, pair_examples, segments
+from liftlab.examples import (
+    Example,
+    Pair,
+    consecutive_segments,
+    contextualized_segments,
+    document_ids,
+    pair_examples,
+    segments,
+)
 from liftlab.gated_layer import collected_gates, mean_gate
 from liftlab.lifted import Lifted, Step
 from liftlab.models import BaseModel
@@ -39,13 +47,7 @@ def make_examples(
     if not isinstance(pairs, Sequence):
         recipe.check_streams()
         return [], (pair_examples(base.tokenizer, document, [pair], *form)[0] for pair in pairs)
-    cut: list[Example] = []
-    if recipe.segment_epochs or recipe.segments_in_mixed:
-        shape = (base.tokenizer, document, recipe.segment_tokens, recipe.offset_tokens)
-        contextualized = recipe.contextualized
-        cut = (
-            contextualized_segments(*shape, recipe.context_tokens, recipe.seed) if contextualized else segments(*shape)
-        )
+    cut = _segments(base, document, recipe) if recipe.segment_epochs or recipe.segments_in_mixed else []
     longest = max((len(example.ids) for example in cut), default=0)
     if longest > base.window:
         raise ValueError(
@@ -53,6 +55,16 @@ def make_examples(
             "make segment_tokens (or context_tokens) smaller"
         )
     return cut, pair_examples(base.tokenizer, document, pairs if recipe.mixed_epochs else (), *form)
+
+
+def _segments(base: BaseModel, document: Document, recipe: Recipe) -> list[Example]:
+    shape = (base.tokenizer, document, recipe.segment_tokens)
+    if recipe.segment_by_segment:
+        room = max(0, base.window - recipe.segment_tokens)
+        return consecutive_segments(*shape, min(recipe.context_tokens, room))
+    if recipe.contextualized:
+        return contextualized_segments(*shape, recipe.offset_tokens, recipe.context_tokens, recipe.seed)
+    return segments(*shape, recipe.offset_tokens)
 
 
 def lift(

@@ -20,6 +20,7 @@ _STREAMS = {  # what must hold where the number of pairs is not known before tra
     "schedule": "constant",
     "warmup_share": 0.0,
 }
+_SEGMENT_BY_SEGMENT = {"contextualized": False, "mixed_epochs": 0}  # what must hold with segment_by_segment
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Recipe:
     segment_tokens: int = 2048
     offset_tokens: int = 768
     contextualized: bool = False  # predict each segment from a piece of the document
-    context_tokens: int = 4096  # length of that piece
+    context_tokens: int = 4096  # length of that piece, or with segment_by_segment of what stands before, at most
+    segment_by_segment: bool = False  # every epoch of a segment before the next, predicted from what stands before it
     segment_epochs: int = 3  # stage 1
     mixed_epochs: int = 5  # stage 2
     segments_in_mixed: bool = True  # False: stage 2 trains on the pairs alone
@@ -89,6 +91,16 @@ class Recipe:
             )
         if self.segment_epochs + self.mixed_epochs == 0:
             raise ValueError("recipe: segment_epochs and mixed_epochs are both 0: nothing would be trained, raise one")
+        if self.segment_by_segment:
+            self._check_segment_by_segment()
+
+    def _check_segment_by_segment(self) -> None:
+        for name, needed in {**_SEGMENT_BY_SEGMENT, "offset_tokens": self.segment_tokens}.items():
+            if (value := getattr(self, name)) != needed:
+                raise ValueError(
+                    f"recipe: {name} = {value!r}: with segment_by_segment the document is read once, each segment "
+                    f"after the one before it and without pairs: set {name} = {needed!r}"
+                )
 
     def _check_prefix(self) -> None:
         if (self.adapter == "cartridge") != (self.prefix_tokens is not None):
@@ -201,6 +213,7 @@ _BOUNDS = {
     "offset_tokens": _whole(1),
     "contextualized": _one_of(True, False),
     "context_tokens": _whole(1),
+    "segment_by_segment": _one_of(True, False),
     "segment_epochs": _whole(0),
     "mixed_epochs": _whole(0),
     "segments_in_mixed": _one_of(True, False),

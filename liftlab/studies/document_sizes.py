@@ -110,16 +110,20 @@ def _published(plan: dict, count: int, questions: int) -> list[Sized]:
     return made
 
 
-def segments_of(tokens: int, recipe: Recipe) -> list[Example]:
-    """Segments of a document of `tokens` tokens, as `examples.segments` and `contextualized_segments` cut it."""
+def segments_of(tokens: int, recipe: Recipe, window: int) -> list[Example]:
+    """Segments of a document of `tokens` tokens, as `lifting.make_examples` has them cut for a `window` of tokens."""
     if not (recipe.segment_epochs or recipe.segments_in_mixed):
         return []
     if tokens < recipe.segment_tokens:
         raise ValueError(f"a document of {tokens} tokens is shorter than a segment ({recipe.segment_tokens} tokens): "
                          "make segment_tokens (and offset_tokens) smaller")  # fmt: skip
-    before = min(recipe.context_tokens, tokens) + RECITE_TOKENS if recipe.contextualized else 0
     spans = segment_spans(tokens, recipe.segment_tokens, recipe.offset_tokens)
-    return [blank(before + end - start, "segment") for start, end in spans if before or end - start > 1]
+    before = [min(recipe.context_tokens, tokens) + RECITE_TOKENS if recipe.contextualized else 0] * len(spans)
+    if recipe.segment_by_segment:
+        room = max(0, window - recipe.segment_tokens)
+        before = [min(start, recipe.context_tokens, room) for start, _ in spans]
+    lengths = [(context, end - start) for context, (start, end) in zip(before, spans, strict=True)]
+    return [blank(context + own, "segment") for context, own in lengths if context or own > 1]
 
 
 def blank(tokens: int, kind: str) -> Example:

@@ -199,11 +199,13 @@ class _Counts:
         """The segments, the pairs' examples, and how many pairs; assumed where the document, or a pair, is unknown."""
         asked = dict(plan.auxiliary)
         if one.document is None:
-            cut, pairs = segments_of(one.tokens, recipe), ()
+            cut, pairs = segments_of(one.tokens, recipe, self.known.window), ()
             if asked["task"] in KNOWN and asked["count"]:
                 raise ValueError("the benchmark's documents bring no pairs along: choose a task that generates them")
         else:
-            cut = list(make_examples(replace(self.known, window=ANY_WINDOW), one.document, recipe, ())[0])
+            fills = recipe.segment_by_segment and recipe.segment_tokens <= self.known.window  # what the window leaves
+            window = self.known.window if fills else ANY_WINDOW
+            cut = list(make_examples(replace(self.known, window=window), one.document, recipe, ())[0])
             pairs = pairs_of(plan, self.known, one.document, recipe.seed, Path())[0] if asked["task"] in KNOWN else ()
         if asked["task"] not in KNOWN and asked["count"]:
             number = asked["count"] * _requests(one, asked["task"], 1)

@@ -208,7 +208,8 @@ def _segment_rate(setting: Setting, given: Input, peak: machine.Peak) -> Rows:
     longest = min(setting.recipe.segment_tokens, setting.model.window)
     segment = min(longest, len(document_ids(setting.model.tokenizer, given.document)))
     changes = {"segment_tokens": segment, "offset_tokens": segment, "segment_epochs": 1, "mixed_epochs": 0}
-    return _training_rate(setting, given, replace(setting.recipe, contextualized=False, **changes), peak)[1]
+    alone = replace(setting.recipe, contextualized=False, segment_by_segment=False, **changes)
+    return _training_rate(setting, given, alone, peak)[1]
 
 
 def _training_rate(setting: Setting, given: Input, recipe: Recipe, peak: machine.Peak) -> tuple[Lifted, Rows]:
