@@ -85,6 +85,7 @@ def test_published_llama_has_the_size_of_its_paper():
         ("micro/lora", {"contextualized": True, "context_tokens": 32, "mixed_epochs": 1}, {"count": 1}),
         ("micro/gated_memory_published", {}, {"task": "known_per_fact", "count": 1}),
         ("micro/gated_memory", {"mixed_epochs": 1}, {"task": "known_per_fact", "count": 3}),
+        ("micro/temp_lora", {"segment_epochs": 1}, {"count": 0}),
     ],
 )
 def test_counts_are_those_that_the_run_records(recipe, changes, auxiliary, tmp_path):
