@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 MOST_BYTES = 2**30  # of a file that is read: it is held in memory, several times over
+BETWEEN = "\n\n"  # texts that are joined: a blank line
 _MARKS = {  # how a text in another encoding begins; the longer marks first
     b"\xff\xfe\0\0": "UTF-32",
     b"\0\0\xfe\xff": "UTF-32",
@@ -79,6 +81,27 @@ class Document:
     def asked(self, wording: str | None = None, hops: int = 1) -> tuple[Question, ...]:
         """The questions of one `wording` ("trained", "held_out", None = both) and number of `hops`."""
         return tuple(q for q in self.questions if q.hops == hops and wording in (None, q.wording))
+
+
+def joined(documents: Sequence[Document], name: str, title: str = "") -> Document:
+    """The texts one after another, a blank line between two; each question's spans are those of the same words.
+
+    The titles are not kept: `title` heads the whole. ValueError where there is no document.
+    """
+    if not documents:
+        raise ValueError(f"document {name!r} is to be joined from no documents: give at least one")
+    questions, start = [], 0
+    for document in documents:
+        questions += [
+            replace(q, evidence=_shifted(q.evidence, start), bridge=_shifted(q.bridge, start))
+            for q in document.questions
+        ]
+        start += len(document.text) + len(BETWEEN)
+    return Document(name, BETWEEN.join(document.text for document in documents), title, tuple(questions))
+
+
+def _shifted(span: tuple[int, int] | None, by: int) -> tuple[int, int] | None:
+    return None if span is None else (span[0] + by, span[1] + by)
 
 
 def read_text(path: str | Path, title: str | None = None) -> Document:

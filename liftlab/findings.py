@@ -14,6 +14,7 @@ from liftlab.canvas import PlotError, by_document, last_step, noted, worked
 from liftlab.context_plots import ANSWERS, GATES, POSITIONS, length_label
 from liftlab.evaluation_plots import SCORE_LABELS, condition_label
 from liftlab.evaluation_points import measured_scores
+from liftlab.many_documents_plots import SHARED, answers, values
 from liftlab.probe_plots import (
     ADAPTERS,
     BITS,
@@ -221,6 +222,23 @@ def _values(rows: pd.DataFrame, line: tuple, condition: str, adapter: str | None
     return by_document(found, []).set_index("document")["value"]
 
 
+def many_documents(records: pd.DataFrame) -> Said:
+    """Each way of having several documents in one adapter against an adapter each; the wrong route; the base model."""
+    rows = answers(records)
+    sizes = sorted({size for size in rows["together"] if size > 1})
+    merged = [name for name in SHARED if name in set(rows["condition"]) - {"routed"}]
+    found = [Comparison(f"An adapter each minus {SHARED[name]}", f"{size} documents", values(records, "routed", size),
+                        values(records, name, size)) for name in merged for size in sizes]  # fmt: skip
+    largest = sizes[-1]
+    for what, first, second in [
+        ("Cost of the wrong route, own adapter minus another document's", "routed", "routed_wrong"),
+        ("One adapter trained on all minus base, closed book", "joint", "closed_book"),
+    ]:
+        other = values(records, second, 0 if second == "closed_book" else largest)
+        found.append(Comparison(what, f"{largest} documents", values(records, first, largest), other))
+    return found, ["What is averaged and tested is a group of documents; the counts of documents at p are of groups."]
+
+
 CONTRASTS = {  # notebook: (condition, minus which other)
     "table_loogle": [("lift_truncated_icl", "truncated_icl"), ("lift", "truncated_icl")],
     "table_longbench": [("lift_truncated_icl", "truncated_icl"), ("lift", "truncated_icl")],
@@ -282,4 +300,5 @@ FINDINGS: dict[str, Callable[[pd.DataFrame], Said]] = {
     "conflict": conflict,
     "evidence_position": evidence_position,
     "segment_offset": segment_offset,
+    "many_documents": many_documents,
 }

@@ -34,6 +34,7 @@ from liftlab.context_plots import conflict, evidence_position
 from liftlab.efficiency_plots import efficiency
 from liftlab.evaluation_plots import DRAWINGS as EVALUATION_DRAWINGS
 from liftlab.gate_plots import gate_values, oracle_gate
+from liftlab.many_documents_plots import many_documents
 from liftlab.probe_plots import memorization_vs_icl, segment_offset
 from liftlab.records import replace_file
 
@@ -169,6 +170,7 @@ DRAWINGS: dict[str, Callable[[pd.DataFrame], Drawn]] = {
     "evidence_position": evidence_position,
     "segment_offset": segment_offset,
     "efficiency": efficiency,
+    "many_documents": many_documents,
     **EVALUATION_DRAWINGS,
 }
 

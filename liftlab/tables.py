@@ -14,6 +14,7 @@ from liftlab.context_plots import length_label
 from liftlab.efficiency_tables import efficiency
 from liftlab.evaluation_tables import TABLES as EVALUATION_TABLES
 from liftlab.gate_plots import PROMPTS, signed
+from liftlab.many_documents_plots import table as many_documents
 from liftlab.plots import ADAPTER_LABELS, PRETRAINING_LABELS, WORDINGS
 from liftlab.probe_tables import conflict, evidence_position, interval, memorization_vs_icl, segment_offset
 from liftlab.records import replace_file
@@ -108,6 +109,7 @@ TABLES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "evidence_position": evidence_position,
     "segment_offset": segment_offset,
     "efficiency": efficiency,
+    "many_documents": many_documents,
     **EVALUATION_TABLES,
 }
 

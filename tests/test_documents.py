@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
-from liftlab.documents import Document, Question, read_text, shown
+from liftlab.documents import Document, Question, joined, read_text, shown
+from liftlab.worlds import register
 
 
 def test_depth_is_0_at_the_start_and_1_at_the_end():
@@ -71,3 +74,23 @@ def test_what_is_no_text_is_refused_wherever_it_stands(made, words):
 def test_a_path_is_shown_as_one_line_of_what_can_be_printed():
     assert shown("a/Café 7.txt") == "a/Café 7.txt"
     assert shown("a\nb\x1b[31m\udce9") == r"a\nb\x1b[31m\udce9"
+
+
+def test_joined_documents_keep_each_question_s_evidence_and_bridge():
+    """The law: what states the answer is the same text as before; several mentors give two-hop questions."""
+    documents = [register(seed, 200) for seed in range(3)]
+    one = joined(documents, "three", "The registers")
+    assert (one.name, one.title) == ("three", "The registers")
+    assert one.text == "\n\n".join(document.text for document in documents)
+    asked = [(document, question) for document in documents for question in document.questions]
+    assert any(question.bridge for _, question in asked) and len(asked) == len(one.questions)
+    for (document, before), after in zip(asked, one.questions, strict=True):
+        assert one.evidence_of(after) == document.evidence_of(before)
+        assert replace(after, evidence=None, bridge=None) == replace(before, evidence=None, bridge=None)
+
+
+def test_joining_one_changes_nothing_and_none_is_refused():
+    document = register(1, 60)
+    assert joined([document], document.name, document.title) == document
+    with pytest.raises(ValueError, match="document 'all' is to be joined from no documents: give at least one"):
+        joined([], "all")
