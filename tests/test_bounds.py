@@ -23,12 +23,12 @@ def test_the_choices_are_those_of_the_code():
     from liftlab import prompts, register_tasks, scoring
     from liftlab.answering import CONDITIONS
     from liftlab.auxiliary.tasks import TASKS
-    from liftlab.studies import conditions, evaluation, inputs, lift_vs_icl, sources
+    from liftlab.studies import answer_scores, conditions, evaluation, inputs, lift_vs_icl, sources
     from liftlab.studies.efficiency_parts import PARTS
 
     stated = bounds._stated()
     of, pairs = stated["parameters"], stated["$defs"]["auxiliary"]["properties"]
-    extra = [evaluation.LONGBENCH, *evaluation.JUDGED, evaluation.BERTSCORE]
+    extra = [answer_scores.LONGBENCH, *answer_scores.JUDGED, answer_scores.BERTSCORE]
     condition = of["conditions"]["additionalProperties"]["properties"]
     assert of["score"]["enum"] == list(scoring.SCORES)
     assert of["scores"]["items"]["enum"] == [*scoring.SCORES, *extra]

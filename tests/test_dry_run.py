@@ -9,7 +9,7 @@ from liftlab import costs, runner
 from liftlab.evaluation_plots import NOTEBOOKS
 from liftlab.models import load
 from liftlab.prompts import put, style
-from liftlab.studies import document_sizes, dry_run, evaluation, sources
+from liftlab.studies import document_sizes, dry_run, evaluation, run_counts, sources
 
 ROOT = Path(__file__).parents[1]
 EVALUATIONS = [*NOTEBOOKS, "needle"]
@@ -71,7 +71,7 @@ def test_bytes_and_hours():
 
 def test_published_llama_has_the_size_of_its_paper():
     """32 layers of 32 heads of 128 channels; 128,256 tokens of 4096 channels, in and out."""
-    size = dry_run._size(document_sizes.known(LLAMA, 0))
+    size = run_counts.size_of(document_sizes.known(LLAMA, 0))
     assert size == costs.Size(8_030_261_248, 32, 4096, 2 * 128_256 * 4096)
 
 

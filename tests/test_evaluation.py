@@ -10,7 +10,7 @@ from liftlab import answering, records, scoring, stacked
 from liftlab.failures import CellsFailed
 from liftlab.lifting import lift
 from liftlab.prompts import STYLES, with_evidence
-from liftlab.studies import conditions, evaluation, sources
+from liftlab.studies import answer_scores, conditions, evaluation, sources
 
 REGISTER = {"source": "register", "tasks": ["short_qa", "multiple_information_retrieval"], "windows": 0.5}
 CHANGES = {"mixed_epochs": 1, "rank": 2, "batch_tokens": 512}
@@ -203,7 +203,7 @@ def test_the_judge_s_verdicts_are_the_score_and_those_that_failed_are_counted(on
     with EndpointServer(lambda body: next(v for k, v in said.items() if f"answer: {k}\n" in prompt_of(body))) as server:
         judge = {"model": "judge", "endpoint": server.url}
         patched = conditions.Endpoint(server.url, "judge", attempts=2, first_wait_seconds=0.0)
-        monkeypatch.setattr(evaluation, "generator_of", lambda *_: patched)
+        monkeypatch.setattr(answer_scores, "generator_of", lambda *_: patched)
         settings = {"documents": 1, "scores": ["f1", "judge"], "judge": judge}
         frame = run(tmp_path, **settings)
         for condition in SMALL["conditions"]:
@@ -230,7 +230,7 @@ def test_a_rating_is_the_mean_of_four_metrics_and_those_that_failed_count_0(on_t
 
     with EndpointServer(rated) as server:
         patched = conditions.Endpoint(server.url, "judge", attempts=1, first_wait_seconds=0.0)
-        monkeypatch.setattr(evaluation, "generator_of", lambda *_: patched)
+        monkeypatch.setattr(answer_scores, "generator_of", lambda *_: patched)
         judge = {"model": "judge", "endpoint": server.url}
         frame = run(tmp_path, documents=1, conditions={"icl": {}}, scores=["longreward", "f1"], judge=judge)
     rows = frame.set_index("metric")["value"]

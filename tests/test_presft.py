@@ -16,7 +16,7 @@ from liftlab.lifting import learning_rate_share, lift, make_examples, train
 from liftlab.models import load
 from liftlab.presft import Unseen, presft
 from liftlab.recipes import Recipe
-from liftlab.studies import conditions, document_sizes, dry_run, evaluation, sources, tuning
+from liftlab.studies import conditions, document_sizes, dry_run, evaluation, run_counts, sources, tuning
 from liftlab.worlds import register
 
 TESTED = (register(200, 90), register(201, 90))
@@ -328,7 +328,7 @@ def test_wrong_settings_are_told_before_a_model_is_loaded(wanted, change, settin
 def test_a_dry_run_counts_the_fine_tuning_as_it_is_done(tmp_path):
     """Steps, tokens and pairs of the corpus that is then trained on."""
     parameters = {**SETTINGS, "base": "micro", "conditions": PLAIN | TUNED, "presft": SFT, "profile": "micro"}
-    row = dry_run.of(parameters).table.loc[dry_run.TUNING]
+    row = dry_run.of(parameters).table.loc[run_counts.TUNING]
     base = document_sizes.known("micro", 0)
     tests = sources.documents(SETTINGS["benchmark"], 2, base, 2)
     chosen = tuning.chosen(SFT, "plain")

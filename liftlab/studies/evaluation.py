@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.resources import files
@@ -12,23 +12,18 @@ from pathlib import Path
 import pandas as pd
 
 from liftlab import cells
-from liftlab.auxiliary.replies import ReplyCache
 from liftlab.documents import Document, Question
-from liftlab.judge import DIMENSIONS, ToRate, grounds_of, ratings, verdicts
 from liftlab.lifted import Lifted
 from liftlab.models import BaseModel
 from liftlab.prompts import style, with_evidence
-from liftlab.scoring import CHANCE, SCORES, TASK_SCORES, best
+from liftlab.scoring import CHANCE
 from liftlab.stacked import Job
-from liftlab.studies import sources, tuning
-from liftlab.studies.conditions import Plan, check_generator, check_weights, generator_of, pairs_of, plans, sharing
+from liftlab.studies import answer_scores, sources, tuning
+from liftlab.studies.answer_scores import SHARE, about_question, scored
+from liftlab.studies.conditions import Plan, check_weights, pairs_of, plans, sharing
 from liftlab.studies.registers import COMPUTE, about, at_least_one, base_model, data_files, known
 from liftlab.studies.together import Answers, Ask, Cell, asking, grouped
-from liftlab.text_overlap import bertscore
 
-LONGBENCH, BERTSCORE = "longbench", "bertscore"  # not one function: by task; by another model
-JUDGE, LONGREWARD = JUDGED = ("judge", "longreward")  # scores that a judge gives
-SHARE = "share of questions"
 OWN = ("documents", "questions", "recipe", "auxiliary", "style", "answer_tokens")  # what a task may have of its own
 UNITS = {"failed": "requests", "refused": "requests"}  # of the counts whose name is not their unit
 MODULES = (
@@ -36,7 +31,8 @@ MODULES = (
     *(f"liftlab.{name}" for name in (
         "benchmarks", "hub_data", "register_tasks", "streaming", "judge",
         "auxiliary.replies", "auxiliary.endpoint", "auxiliary.sentences", "auxiliary.tasks", "auxiliary.local_model",
-        "presft", "studies.sources", "studies.conditions", "studies.tuning", "studies.evaluation",
+        "presft", "studies.sources", "studies.conditions", "studies.tuning", "studies.answer_scores",
+        "studies.evaluation",
     )),
 )  # fmt: skip
 
@@ -130,27 +126,12 @@ def checked(
     sources.files(benchmark)
     if plan["source"] in sources.MADE:
         at_least_one(documents=documents)
-    _check_scores(scores, judge, plan)
+    answer_scores.check(scores, judge, plan)
     wanted = plans(conditions, style, auxiliary)
     if four_bit:
         check_weights(wanted)
     tuning.checked(presft or {}, wanted, plan, style, four_bit)
     return wanted
-
-
-def _check_scores(scores: Sequence[str], judge: dict, benchmark: dict) -> None:
-    known(scores, [*SCORES, LONGBENCH, *JUDGED, BERTSCORE], "score")
-    if len(set(scores)) < len(scores):
-        raise ValueError(f"scores = {list(scores)}: give each score once")
-    if LONGBENCH in scores:
-        known(benchmark.get("tasks", []), list(TASK_SCORES), f"score {LONGBENCH!r} is LongBench's own: task")
-    known(list(judge), ["model", "endpoint"], "setting of judge:")
-    if set(judge) != ({"model", "endpoint"} if set(JUDGED) & set(scores) else set()):
-        raise ValueError(
-            f"judge = {judge}: give model and endpoint where scores has judge or longreward, and {{}} where it has not"
-        )
-    if judge:
-        check_generator("judge: model", judge["model"], judge["endpoint"])
 
 
 @dataclass(frozen=True)
@@ -182,11 +163,11 @@ def cell(
     answered = yield from _answered((model, other), document, asked, wanted, seeds, answer_tokens, replies)
     rows: list[dict] = []
     for found in answered:
-        scored = _scored(document, asked, found.said, scores, judge, replies, model)
-        rows += [{"condition": found.condition, "seed": found.seed, **row} for row in (*scored, *found.measures)]
+        marks = scored(document, asked, found.said, scores, judge, replies, model)
+        rows += [{"condition": found.condition, "seed": found.seed, **row} for row in (*marks, *found.measures)]
     level = {"condition": "chance", "seed": 0, "metric": "chance", "unit": SHARE}
     guessed = [(question, CHANCE.get(scores[0], question.chance)) for question in asked]
-    rows += [{**level, **_asked(document, question), "value": chance} for question, chance in guessed if chance]
+    rows += [{**level, **about_question(document, question), "value": chance} for question, chance in guessed if chance]
     return pd.DataFrame({**shared, "kind": "", "question": "", "answer": "", "depth": float("nan"), **r} for r in rows)
 
 
@@ -252,53 +233,3 @@ def _measures(lifted: Lifted, counts: dict[str, int]) -> list[dict]:
     rows = [("train_steps", "steps", last.step), ("train_tokens", "tokens", last.tokens)]
     rows += [(f"auxiliary_{what}", UNITS.get(what, what), count) for what, count in counts.items()]
     return [{"metric": metric, "unit": unit, "value": float(value)} for metric, unit, value in rows]
-
-
-def _asked(document: Document, question: Question) -> dict:
-    depth = document.depth(question)
-    return {"kind": question.kind, "question": question.text, "depth": float("nan") if depth is None else depth}
-
-
-def _scored(
-    document: Document, asked: Sequence[Question], said: Sequence[str | None], scores: Sequence[str], judge: dict,
-    replies: str, model: BaseModel,
-) -> Iterator[dict]:  # fmt: skip
-    """A row a question and score; a whole document that does not fit the prompt has no answers, and no rows."""
-    answered = [(question, text) for question, text in zip(asked, said, strict=True) if text is not None]
-    for score in scores:
-        metric = "longbench_score" if score == LONGBENCH else score
-        if score in JUDGED:
-            columns, failed = _judged(score, document, answered, judge, Path(replies), model)
-            yield {"metric": f"{score}_failed", "unit": "verdicts", "value": float(failed)}
-        elif score == BERTSCORE:
-            columns = {metric: bertscore([text for _, text in answered], [q.answer for q, _ in answered])}
-        else:
-            columns = {metric: [_score(score, question, text) for question, text in answered]}
-        for name, values in columns.items():
-            for (question, text), value in zip(answered, values, strict=True):
-                yield {**_asked(document, question), "answer": text, "metric": name, "unit": SHARE, "value": value}
-
-
-def _score(score: str, question: Question, text: str) -> float:
-    if score != LONGBENCH:
-        return best(score, text, question)
-    known([question.kind], list(TASK_SCORES), f"score {LONGBENCH!r} is LongBench's own: task")
-    return best(TASK_SCORES[question.kind], text, question)
-
-
-def _judged(
-    score: str, document: Document, answered: Sequence[tuple[Question, str]], judge: dict, replies: Path,
-    model: BaseModel,
-) -> tuple[dict[str, list[float]], int]:  # fmt: skip
-    """The judge's marks of each answer, by metric, and how many it gave none for: these count 0."""
-    generator = generator_of(model, judge["model"], judge["endpoint"])
-    cache = ReplyCache(replies / "judge", document.text)
-    if score == JUDGE:
-        found = verdicts([(q.text, q.answer, text) for q, text in answered], generator, cache)
-        return {JUDGE: [float(bool(verdict.right)) for verdict in found]}, sum(v.right is None for v in found)
-    told = [grounds_of(document, question, model.tokenizer, model.window // 2) for question, _ in answered]
-    rated = ratings([ToRate(q.text, q.answer, text, of) for (q, text), of in zip(answered, told, strict=True)],
-                    generator, cache)  # fmt: skip
-    marks = {f"judge_{name}": [one[name].value or 0.0 for one in rated] for name in DIMENSIONS}
-    means = [sum(of) / len(of) for of in zip(*marks.values(), strict=True)]
-    return {LONGREWARD: means, **marks}, sum(of.value is None for one in rated for of in one.values())
