@@ -18,6 +18,7 @@ from liftlab.prompts import head_and_tail
 
 Asked = tuple[str, str, str]  # question, reference, answer
 DIMENSIONS = ("helpfulness", "logicality", "faithfulness", "completeness")  # of 2410.21252
+JUDGE, LONGREWARD = JUDGED = ("judge", "longreward")  # scores that a judge gives
 BEST = 10  # a rating is 0..BEST
 
 
@@ -74,6 +75,19 @@ def ratings(asked: Sequence[ToRate], generator: Generator, cache: ReplyCache | N
     found = iter([Rating(reply.value, reply.failure, reply.text)
                   for reply in ask(requests, read_rating, generator, cache)])  # fmt: skip
     return [{name: next(found) if one.answer.strip() else Rating(0.0) for name in DIMENSIONS} for one in asked]
+
+
+def marks(
+    score: str, asked: Sequence[ToRate], generator: Generator, cache: ReplyCache | None = None
+) -> tuple[dict[str, list[float]], int]:
+    """The marks of `asked` by metric, 0..1, the score's own first; and how many the judge did not give: these are 0."""
+    if score == JUDGE:
+        found = verdicts([(one.question, one.reference, one.answer) for one in asked], generator, cache)
+        return {JUDGE: [float(bool(verdict.right)) for verdict in found]}, sum(v.right is None for v in found)
+    rated = ratings(asked, generator, cache)
+    by_name = {f"judge_{name}": [one[name].value or 0.0 for one in rated] for name in DIMENSIONS}
+    means = [sum(of) / len(of) for of in zip(*by_name.values(), strict=True)]
+    return {LONGREWARD: means, **by_name}, sum(of.value is None for one in rated for of in one.values())
 
 
 def grounds_of(document: Document, question: Question, tokenizer, tokens: int) -> str:

@@ -231,7 +231,7 @@ LIFTS = {"recipe": "micro/lora", "recipe_changes": {"mixed_epochs": 1, "rank": 2
 PLAIN = {"icl": {"context": "truncated"}, "lift": LIFTS}
 TUNED = {f"{name}_sft": {**plan, "presft": True} for name, plan in PLAIN.items()}
 SETTINGS = dict(
-    base="tiny", window_tokens=0, four_bit=False,
+    base="micro", window_tokens=0, four_bit=False,
     benchmark={"source": "register", "tasks": ["short_qa"], "windows": 0.4}, documents=2, questions=2,
     auxiliary={"task": "known", "count": 2}, style="plain", seeds=1, answer_tokens=2, scores=["f1"], judge={},
 )  # fmt: skip
@@ -241,13 +241,10 @@ SFT = {"documents": 3, "windows": 0.4, "recipe": "micro/presft",
 
 
 @pytest.fixture
-def on_tiny(tiny, monkeypatch):
-    monkeypatch.setattr(evaluation, "base_model", lambda *_: tiny)
+def micro():
     for kept in (evaluation._documents, evaluation._tuned):
         kept.cache_clear()
-    yield tiny
-    for kept in (evaluation._documents, evaluation._tuned):
-        kept.cache_clear()
+    return evaluation.base_model("micro", 0, False)
 
 
 def ran(folder, conditions, presft):
@@ -255,7 +252,7 @@ def ran(folder, conditions, presft):
     return frame.drop(columns="seed").set_index("condition")
 
 
-def test_conditions_with_and_without_get_side_by_side_what_they_get_alone(on_tiny, tmp_path):
+def test_conditions_with_and_without_get_side_by_side_what_they_get_alone(micro, tmp_path):
     both = ran(tmp_path / "both", PLAIN | TUNED, SFT)
     alone = {**dict.fromkeys(PLAIN, ran(tmp_path / "plain", PLAIN, {})),
              **dict.fromkeys(TUNED, ran(tmp_path / "tuned", TUNED, SFT))}  # fmt: skip
@@ -266,21 +263,21 @@ def test_conditions_with_and_without_get_side_by_side_what_they_get_alone(on_tin
     assert "corpus_sha256" in json.dumps(told)
 
 
-def test_conditions_with_presft_are_lift_and_answer_on_the_tuned_model_by_hand(on_tiny, tmp_path):
+def test_conditions_with_presft_are_lift_and_answer_on_the_tuned_model_by_hand(micro, tmp_path):
     frame = ran(tmp_path, TUNED, SFT)
-    tests = sources.documents(SETTINGS["benchmark"], 2, on_tiny, 2)
-    corpus = tuning.corpus(tuning.chosen(SFT, "plain"), SETTINGS["benchmark"], on_tiny, tests)
+    tests = sources.documents(SETTINGS["benchmark"], 2, micro, 2)
+    corpus = tuning.corpus(tuning.chosen(SFT, "plain"), SETTINGS["benchmark"], micro, tests)
     assert all(not Unseen(tests).cannot(document) for document in corpus)
     settings = {name: SFT[name] for name in ("recipe", "recipe_changes", "auxiliary")}
     plan = conditions.plans({"sft": settings}, "plain", {})["sft"]
-    pairs = {d.name: conditions.pairs_of(plan, on_tiny, d, 0, tmp_path)[0] for d in corpus}
-    tuned = presft(on_tiny, corpus, plan.recipe_for(0), tests, lambda d: pairs[d.name], progress=False)
+    pairs = {d.name: conditions.pairs_of(plan, micro, d, 0, tmp_path)[0] for d in corpus}
+    tuned = presft(micro, corpus, plan.recipe_for(0), tests, lambda d: pairs[d.name], progress=False)
     lifts = conditions.plans(TUNED, "plain", SETTINGS["auxiliary"])["lift_sft"]
     said = {"icl_sft": [], "lift_sft": []}
     for document in tests:
         asked = [question for question in document.questions if question.wording != "trained"]
         said["icl_sft"] += answering.answer(tuned, document, asked, "truncated", answer_tokens=2)
-        taught, _ = conditions.pairs_of(lifts, on_tiny, document, 0, tmp_path)
+        taught, _ = conditions.pairs_of(lifts, micro, document, 0, tmp_path)
         with lift(tuned, document, lifts.recipe_for(0), taught, progress=False).on(tuned) as on:
             said["lift_sft"] += answering.answer(on, document, asked, "none", answer_tokens=2)
     for condition, answers in said.items():
@@ -288,7 +285,7 @@ def test_conditions_with_presft_are_lift_and_answer_on_the_tuned_model_by_hand(o
         assert list(rows.loc[rows["metric"] == "f1", "answer"]) == answers
 
 
-def test_later_runs_read_the_tuned_model(on_tiny, tmp_path, trainings):
+def test_later_runs_read_the_tuned_model(micro, tmp_path, trainings):
     ran(tmp_path, TUNED, SFT)
     assert len(trainings) == 1
     for file in (tmp_path / "study").glob("*.csv"):
@@ -327,7 +324,7 @@ def test_wrong_settings_are_told_before_a_model_is_loaded(wanted, change, settin
 
 def test_a_dry_run_counts_the_fine_tuning_as_it_is_done(tmp_path):
     """Steps, tokens and pairs of the corpus that is then trained on."""
-    parameters = {**SETTINGS, "base": "micro", "conditions": PLAIN | TUNED, "presft": SFT, "profile": "micro"}
+    parameters = {**SETTINGS, "conditions": PLAIN | TUNED, "presft": SFT, "profile": "micro"}
     row = dry_run.of(parameters).table.loc[run_counts.TUNING]
     base = document_sizes.known("micro", 0)
     tests = sources.documents(SETTINGS["benchmark"], 2, base, 2)

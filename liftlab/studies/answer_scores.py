@@ -7,7 +7,7 @@ from pathlib import Path
 
 from liftlab.auxiliary.replies import ReplyCache
 from liftlab.documents import Document, Question
-from liftlab.judge import DIMENSIONS, ToRate, grounds_of, ratings, verdicts
+from liftlab.judge import JUDGED, ToRate, grounds_of, marks
 from liftlab.models import BaseModel
 from liftlab.scoring import SCORES, TASK_SCORES, best
 from liftlab.studies.conditions import check_generator, generator_of
@@ -15,7 +15,6 @@ from liftlab.studies.registers import known
 from liftlab.text_overlap import bertscore
 
 LONGBENCH, BERTSCORE = "longbench", "bertscore"  # not one function: by task; by another model
-JUDGE, LONGREWARD = JUDGED = ("judge", "longreward")  # scores that a judge gives
 SHARE = "share of questions"
 
 
@@ -79,13 +78,6 @@ def _judged(
 ) -> tuple[dict[str, list[float]], int]:  # fmt: skip
     """The judge's marks of each answer, by metric, and how many it gave none for: these count 0."""
     generator = generator_of(model, judge["model"], judge["endpoint"])
-    cache = ReplyCache(replies / "judge", document.text)
-    if score == JUDGE:
-        found = verdicts([(q.text, q.answer, text) for q, text in answered], generator, cache)
-        return {JUDGE: [float(bool(verdict.right)) for verdict in found]}, sum(v.right is None for v in found)
-    told = [grounds_of(document, question, model.tokenizer, model.window // 2) for question, _ in answered]
-    rated = ratings([ToRate(q.text, q.answer, text, of) for (q, text), of in zip(answered, told, strict=True)],
-                    generator, cache)  # fmt: skip
-    marks = {f"judge_{name}": [one[name].value or 0.0 for one in rated] for name in DIMENSIONS}
-    means = [sum(of) / len(of) for of in zip(*marks.values(), strict=True)]
-    return {LONGREWARD: means, **marks}, sum(of.value is None for one in rated for of in one.values())
+    asked = [ToRate(question.text, question.answer, text, grounds_of(document, question, model.tokenizer,
+                    model.window // 2)) for question, text in answered]  # fmt: skip
+    return marks(score, asked, generator, ReplyCache(replies / "judge", document.text))
