@@ -17,7 +17,7 @@ def redrawn(found: list[Path], folder: Path, claims: bool) -> tuple[list[list[st
 
 def drawn(path: Path, folder: Path) -> list[str]:
     """Draw one table of records, with what belongs to its figure; the files written, none if it has no drawing."""
-    from liftlab import bench_tables, findings, plots, records, tables
+    from liftlab import bench_tables, comparisons, findings, plots, records, tables
     from liftlab.canvas import worked
 
     name, (table, made_with) = path.stem, records.read(path)
@@ -32,7 +32,7 @@ def drawn(path: Path, folder: Path) -> list[str]:
     if name in tables.TABLES:
         tables.save(name, folder, worked(table, cells)[1])
         written.append(f"{name}.md")
-    if name in findings.FINDINGS:
+    if name in comparisons.FINDINGS:
         findings.save(name, table, folder, cells)
         written.append(f"{name}.findings.md")
     return written

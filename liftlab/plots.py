@@ -30,6 +30,7 @@ from liftlab.canvas import (
     summarised,
     worked,
 )
+from liftlab.companion_plots import companions
 from liftlab.context_plots import conflict, evidence_position
 from liftlab.efficiency_plots import efficiency
 from liftlab.evaluation_plots import DRAWINGS as EVALUATION_DRAWINGS
@@ -171,6 +172,7 @@ DRAWINGS: dict[str, Callable[[pd.DataFrame], Drawn]] = {
     "segment_offset": segment_offset,
     "efficiency": efficiency,
     "many_documents": many_documents,
+    "companions": companions,
     **EVALUATION_DRAWINGS,
 }
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from liftlab.canvas import LABELS, noted
+from liftlab.companion_tables import companions
 from liftlab.context_plots import length_label
 from liftlab.efficiency_tables import efficiency
 from liftlab.evaluation_tables import TABLES as EVALUATION_TABLES
@@ -110,6 +111,7 @@ TABLES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "segment_offset": segment_offset,
     "efficiency": efficiency,
     "many_documents": many_documents,
+    "companions": companions,
     **EVALUATION_TABLES,
 }
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from liftlab import claims, findings, published, records, register_tasks
+from liftlab import claims, comparisons, published, records, register_tasks
 from liftlab.canvas import PlotError
 from liftlab.claims import NOT_SUPPORTED, OPPOSITE, SUPPORTED, UNTESTED
 from liftlab.evaluation_points import LONG, LONG_QA, published_task
@@ -177,10 +177,10 @@ def test_every_claim_has_tests_or_a_reason_and_a_version_that_was_published():
     assert claims.notebooks() == {test["notebook"] for _, test in TESTS}
 
 
-@pytest.mark.parametrize("notebook", findings.CONTRASTS)
+@pytest.mark.parametrize("notebook", comparisons.CONTRASTS)
 def test_findings_contrast_conditions_of_their_notebook(notebook):
     known = parameters(notebook)
-    assert {name for pair in findings.CONTRASTS[notebook] for name in pair} <= set(known["conditions"])
+    assert {name for pair in comparisons.CONTRASTS[notebook] for name in pair} <= set(known["conditions"])
     assert known["benchmark"]["source"] != "register" or set(known["benchmark"]["tasks"]) <= set(register_tasks.TASKS)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from liftlab import evaluation_plots, findings, plots, published, tables
+from liftlab import comparisons, evaluation_plots, findings, plots, published, tables
 from liftlab.canvas import PlotError
 from liftlab.evaluation_plots import NOTEBOOKS, condition_label
 from liftlab.evaluation_points import COLUMNS, LONG, points
@@ -16,7 +16,7 @@ from liftlab.statistics import interval, paired_test
 TYPES = ("short_qa", "comprehension_and_reasoning", "multiple_information_retrieval", "timeline_reorder")
 TASKS = ("musique", "narrativeqa", "qmsum", "gov_report", "passage_retrieval_en")
 CONDITIONS = {name: tuple(dict.fromkeys(c for pair in pairs for c in pair))
-              for name, pairs in findings.CONTRASTS.items()}  # fmt: skip
+              for name, pairs in comparisons.CONTRASTS.items()}  # fmt: skip
 CHANCE = 1 / 32
 SCORES = ("f1", "exact_match")
 CT, QA = "lift_with_contextualized_training", "lift_30_auxiliary_qa"
@@ -61,8 +61,8 @@ def drawn(notebook, records):
 
 def test_every_evaluation_notebook_has_a_drawing_a_table_and_findings():
     names = {*NOTEBOOKS, "needle"}
-    assert names == set(evaluation_plots.DRAWINGS) == set(findings.CONTRASTS)
-    assert names <= set(plots.DRAWINGS) & set(tables.TABLES) & set(findings.FINDINGS)
+    assert names == set(evaluation_plots.DRAWINGS) == set(comparisons.CONTRASTS)
+    assert names <= set(plots.DRAWINGS) & set(tables.TABLES) & set(comparisons.FINDINGS)
     assert names >= {item.notebook for item in published.items()} - {"", "efficiency"}
 
 
@@ -265,8 +265,8 @@ def test_findings_are_the_paired_tests_of_the_first_score(notebook):
     score = records["metric"].iloc[0]
     first = records[records["metric"] == score]
     said = findings.of(notebook, records)
-    assert said.count("\n- ") + 1 == len(findings.CONTRASTS[notebook]) and "nan" not in said
-    for (a, b), bullet in zip(findings.CONTRASTS[notebook], said.split("\n- "), strict=True):
+    assert said.count("\n- ") + 1 == len(comparisons.CONTRASTS[notebook]) and "nan" not in said
+    for (a, b), bullet in zip(comparisons.CONTRASTS[notebook], said.split("\n- "), strict=True):
         kind = first["kind"].iloc[0]
         rows = first if notebook == "needle" else first[first["kind"] == kind]
         seeds = rows.groupby(["condition", "document", "seed"])["value"].mean()

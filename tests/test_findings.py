@@ -14,7 +14,7 @@ from test_probe_plots import (
     table_of,
 )
 
-from liftlab import findings
+from liftlab import comparisons, findings
 from liftlab.canvas import PlotError
 from liftlab.statistics import holm, minimum_detectable_effect, paired_test
 
@@ -89,8 +89,8 @@ def test_holm_runs_over_the_adapters_of_a_sentence():
     """Nine documents, five sentences of two adapters: the p in the text are those of `holm` over each pair."""
     records = memorization_records(9)
     said = findings.of("memorization_vs_icl", records)
-    comparisons, _ = findings.memorization_vs_icl(records)
-    pairs = list(zip(comparisons[::2], comparisons[1::2], strict=True))
+    compared, _ = comparisons.memorization_vs_icl(records)
+    pairs = list(zip(compared[::2], compared[1::2], strict=True))
     expected = [p for pair in pairs for p in holm([paired_test(one.a, one.b).p for one in pair])]
     assert all(first.what == second.what and first.who != second.who for first, second in pairs)
     assert re.findall(r"p = ([\d.e-]+) \(", said) == [f"{p:.2g}" for p in expected] and len(expected) == 10
@@ -146,7 +146,12 @@ def test_findings_are_two_to_five_bullets_whatever_the_order(name):
 
 
 def test_every_probe_has_findings_and_an_unknown_one_is_named():
-    assert set(findings.FINDINGS) == {*PROBES, *findings.CONTRASTS}  # the latter: test_evaluation_plots
+    assert set(comparisons.FINDINGS) == {
+        *PROBES,
+        "companions",
+        "many_documents",
+        *comparisons.CONTRASTS,
+    }  # the last: test_evaluation_plots
     with pytest.raises(PlotError, match="no findings are called 'gates'"):
         findings.of("gates", by_hand())
 

@@ -27,9 +27,9 @@ NAMED = [  # in the README's table
     "studies.timings", "studies.efficiency_parts", "studies.efficiency", "studies.ways", "studies.bench", "canvas",
     "evaluation_points", "evaluation_plots", "gate_plots", "probe_plots", "context_plots", "many_documents_plots",
     "companion_points", "companion_plots", "efficiency_points", "efficiency_plots", "plots", "probe_tables",
-    "evaluation_tables", "efficiency_tables", "tables", "bench_tables", "findings", "claims", "drawing", "bounds",
-    "plain_yaml", "parameters", "kernels", "runner", "processes", "progress", "side_by_side", "origins", "differences",
-    "verifying", "cli_lift", "cli_bench", "cli_status", "cli_verify", "cli",
+    "companion_tables", "evaluation_tables", "efficiency_tables", "tables", "bench_tables", "comparisons", "findings",
+    "claims", "drawing", "bounds", "plain_yaml", "parameters", "kernels", "runner", "processes", "progress",
+    "side_by_side", "origins", "differences", "verifying", "cli_lift", "cli_bench", "cli_status", "cli_verify", "cli",
 ]  # fmt: skip
 PROBES = {f"probes.{path.stem}" for path in (PACKAGE / "probes").glob("[!_]*.py")}
 AFTER = NAMED.index("probes.evidence_position") + 1  # where a probe stands that the table does not name
@@ -40,9 +40,10 @@ WITHOUT_TORCH = [
     "auxiliary.tasks", "judge", "provenance", "records", "failures", "statistics", "laws", "published", "costs",
     "run_log", "cell_groups", "cells", "canvas", "evaluation_points", "evaluation_plots", "gate_plots", "probe_plots",
     "context_plots", "many_documents_plots", "companion_points", "companion_plots", "efficiency_points",
-    "efficiency_plots", "plots", "probe_tables", "evaluation_tables", "efficiency_tables", "tables", "bench_tables",
-    "findings", "claims", "drawing", "plain_yaml", "parameters", "kernels", "runner", "processes", "progress",
-    "side_by_side", "origins", "differences", "verifying", "cli_lift", "cli_bench", "cli_status", "cli_verify", "cli",
+    "efficiency_plots", "plots", "probe_tables", "companion_tables", "evaluation_tables", "efficiency_tables", "tables",
+    "bench_tables", "comparisons", "findings", "claims", "drawing", "plain_yaml", "parameters", "kernels", "runner",
+    "processes", "progress", "side_by_side", "origins", "differences", "verifying", "cli_lift", "cli_bench",
+    "cli_status", "cli_verify", "cli",
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from liftlab import bench_tables, claims, evaluation_plots, findings, tables
+from liftlab import bench_tables, claims, comparisons, evaluation_plots, tables
 from liftlab.probe_plots import ADAPTERS
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +49,7 @@ def test_each_figure_s_findings_stand_in_the_readme(path):
 
 
 def test_every_figure_with_findings_has_them():
-    named = [path for path in DATA if path.stem in findings.FINDINGS]
+    named = [path for path in DATA if path.stem in comparisons.FINDINGS]
     assert named and all(path.with_suffix(".findings.md").is_file() for path in named)
 
 

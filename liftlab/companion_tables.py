@@ -1,0 +1,62 @@
+"""The companions table: a row per document length and method, its accuracy, what it cost, or why it cannot run."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from liftlab.companion_points import CANNOT, KINDS, LABELS
+from liftlab.context_plots import length_label
+from liftlab.probe_tables import interval
+
+COSTS = {  # column of the table: the cost or measure, and its form
+    "training tokens": ("training_tokens", "{:,.0f}"),
+    "prompt tokens": ("prompt_tokens", "{:,.0f}"),
+    "tokens in all": ("total_tokens", "{:,.0f}"),
+    "bytes kept": ("stored_bytes", "{:,.0f}"),
+    "preparing (s)": ("prepare_seconds", "{:.3g}"),
+    "a question (s)": ("question_seconds", "{:.3g}"),
+    "perplexity": ("perplexity", "{:.3g}"),
+    "LongPPL": ("long_perplexity", "{:.3g}"),
+}
+NOTHING = "-"
+
+
+def companions(data: pd.DataFrame) -> pd.DataFrame:
+    """Brackets hold 95 % intervals; costs are means over documents; "*": no other method is as good and as cheap."""
+    lengths = sorted(set(data["windows"]))
+    rows = [row for length in lengths for row in _of_length(length, data[data["windows"] == length])]
+    table = pd.DataFrame(rows).fillna(NOTHING)
+    empty = [name for name in COSTS if (table[name] == NOTHING).all()]
+    return table.drop(columns=empty)
+
+
+def _of_length(length: float, data: pd.DataFrame) -> list[dict]:
+    kinds = [kind for kind in KINDS if kind in set(data["kind"])] + sorted(set(data["kind"].dropna()) - set(KINDS))
+    return [{"document": length_label(length), "method": LABELS[name],
+             **_of_method(data[data["condition"] == name], kinds)}
+            for name in LABELS if name in set(data["condition"])]  # fmt: skip
+
+
+def _of_method(data: pd.DataFrame, kinds: list[str]) -> dict:
+    ran = data[data["panel"] == "cost"]
+    told = [f"cannot run{_share(row)}: {row['reason']}" for _, row in data[data["panel"] == CANNOT].iterrows()]
+    right = [interval(ran.iloc[0])] if len(ran) else []
+    by_kind = data[data["panel"] == "kind"].set_index("kind")["mean"]
+    shown = {KINDS.get(kind, kind.replace("_", " ")): f"{by_kind[kind]:.2f}" if kind in by_kind else NOTHING
+             for kind in kinds}  # fmt: skip
+    return {"accuracy": "; ".join([*right, *told]), **shown,
+            **{title: _cost(data, *how) for title, how in COSTS.items()}}  # fmt: skip
+
+
+def _share(row: pd.Series) -> str:
+    return "" if row["documents"] == row["of_documents"] else f" ({row['documents']} of {row['of_documents']})"
+
+
+def _cost(data: pd.DataFrame, cost: str, form: str) -> str:
+    """A star where the method is on the front of this cost."""
+    rows = data[data["cost"] == cost]
+    if rows.empty:
+        return NOTHING
+    row = rows.iloc[0]
+    drawn = row["panel"] == "cost"
+    return form.format(row["cost_mean"] if drawn else row["mean"]) + (" *" if drawn and row["front"] else "")
