@@ -11,7 +11,7 @@ missing to the grouped positions; the key-value cache stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,6 +24,7 @@ NAME = "grouped_positions"  # in transformers' attention interface
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")  # their rotations turn the halves of a head, all of it
 FIXED = ("default", "linear", "llama3", "yarn")  # RoPE types whose angle of a position never changes
 MOST_SCORES = 2**24  # attention scores of one layer that are computed at once
+MOST_QUERIES = 128  # at once: keys after the last of them are left out
 MASKED = "grouped positions are for plain causal sequences: pack none, and give no attention mask of four dimensions"
 
 
@@ -143,14 +144,31 @@ def _attention(
         pairs.append((grouping.turned(query, asking, grouping.shift), grouping.turned(key, held, 0).mT))
     rows = max(1, MOST_SCORES // (query.shape[0] * query.shape[1] * key.shape[2]))
     out = []
-    for part in torch.arange(query.shape[2], device=query.device).split(rows):
-        near, far = ((q[:, :, part] @ k) * scaling for q, k in (pairs[0], pairs[-1]))
-        distance = asking[:, part, None] - held[:, None]
-        scores = torch.where((distance < grouping.neighbours)[:, None], near, far)
-        scores = scores.masked_fill(~seen[:, None, part], torch.finfo(scores.dtype).min)
+    for part in torch.arange(query.shape[2], device=query.device).split(min(rows, MOST_QUERIES)):
+        near = seen[:, part] & (asking[:, part, None] - held[:, None] < grouping.neighbours)
+        scores = _scores(pairs, part, near, seen[:, part]) * scaling
         weights = nn.functional.softmax(scores, dim=-1, dtype=torch.promote_types(query.dtype, torch.float32))
-        out.append(nn.functional.dropout(weights.to(query.dtype), dropout, module.training) @ value)
+        held_values = value[:, :, : scores.shape[-1]]
+        out.append(nn.functional.dropout(weights.to(query.dtype), dropout, module.training) @ held_values)
     return torch.cat(out, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _scores(
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], part: torch.Tensor, near: torch.Tensor, seen: torch.Tensor
+) -> torch.Tensor:
+    """Of the queries `part` with the keys up to the last one that they see, the lowest number where they do not.
+
+    `pairs`: queries and keys turned as usual, and where some keys are far, by groups; `near`, `seen`: bool (batch,
+    queries, keys).
+    """
+    usual, last = pairs[0], int(seen.any(1).any(0).nonzero().max()) + 1
+    query, key = pairs[-1]
+    scores = query[:, :, part] @ key[..., :last]
+    if len(pairs) > 1:
+        first = int(near.any(1).any(0).nonzero().min())
+        close = usual[0][:, :, part] @ usual[1][..., first:last]
+        scores[..., first:] = torch.where(near[:, None, :, first:last], close, scores[..., first:])
+    return scores.masked_fill_(~seen[:, None, :, :last], torch.finfo(scores.dtype).min)
 
 
 def _checked(mask: torch.Tensor | None, grouping: _Grouping) -> torch.Tensor:

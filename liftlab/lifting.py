@@ -113,10 +113,9 @@ def train(
 ) -> tuple[peft.PeftConfig | None, adapters.State, tuple[Step, ...]]:
     """An adapter trained on the segments `cut` and the pairs `answered` (examples each), of any documents.
 
-    It begins fresh, or with the weights of `begin`.
-
-    Its config and weights, as they apply to the unchanged base model, and the steps: none where there was nothing to
-    train on. Batches are drawn from all documents alike; all else is as in `lift`.
+    It begins fresh, or with the weights of `begin`. Its config and weights, as they apply to the unchanged base model,
+    and the steps: none where there was nothing to train on. Batches are drawn from all documents alike; all else is as
+    in `lift`.
     """
     torch.manual_seed(recipe.seed)
     settings = adapters.config(recipe)

@@ -237,7 +237,7 @@ def test_every_paper_setting_passes_offline_and_has_the_notebook_s_conditions(na
 
 
 def test_all_paper_settings_add_up_with_the_weights_once():
-    assert len(EVALUATIONS) == 10
+    assert len(EVALUATIONS) == 11
     estimates = [dry_run.of(runner.parameters(ROOT, name, "paper", {})) for name in EVALUATIONS]
     line = dry_run.total(estimates)
     disk = 2 * 8_030_261_248 + sum(estimate.disk for estimate in estimates)

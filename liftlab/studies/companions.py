@@ -97,7 +97,7 @@ def run(
         "expected_questions": expected_questions, "timed": timed,
     }  # fmt: skip
     seeds_of = range(FIRST_DOCUMENT, FIRST_DOCUMENT + documents)
-    grid = [{**settings, "windows": float(length), "document_seed": seed} for length in windows for seed in seeds_of]
+    grid = [{**settings, "windows": float(length), "document_seed": seed} for seed in seeds_of for length in windows]
     load = partial(base_model, base, window_tokens)
     facts = lambda: {"base_model": load().provenance}  # noqa: E731
     how = {"alone": True} if timed else grouped(load, plans)
