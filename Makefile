@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: reproduce test faults lab clean
+.PHONY: reproduce test faults audit lab clean
 
 reproduce: .venv/ready      ## every figure and table of the micro profile
 	$(BIN)/liftlab run --profile micro
@@ -14,6 +14,9 @@ test: .venv/ready           ## formatting, lint and the whole test suite
 
 faults: .venv/ready         ## kill a micro run 50 times, resume it, compare its records
 	$(BIN)/python tests/faults/kills.py --kills 50 --out figures/micro/faults.csv
+
+audit: .venv/audit/bin/pip-audit  ## known vulnerabilities of the locked versions; asks PyPI
+	.venv/audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip --strict
 
 lab: .venv/lab              ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
@@ -27,6 +30,10 @@ lab: .venv/lab              ## JupyterLab on the notebooks
 .venv/lab: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[lab]'
 	touch $@
+
+.venv/audit/bin/pip-audit:
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 
 clean:
 	rm -rf .venv

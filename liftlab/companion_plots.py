@@ -64,7 +64,7 @@ def _by_cost(axis: Axes, rows: pd.DataFrame) -> None:
     places = rows.assign(x=rows["cost_mean"].where(rows["cost_mean"] > 0, left))
     best = places[places["front"].astype(bool)].sort_values("x")
     axis.set_xscale("log")
-    axis.plot(best["x"], best["mean"], color="0.75", linewidth=4, zorder=0, drawstyle="steps-post", label="best buys",
+    axis.plot(best["x"], best["mean"], color="0.75", linewidth=4, zorder=0, drawstyle="steps-post", label="Pareto front",
               solid_capstyle="round")  # fmt: skip
     for _, row in places.iterrows():
         _point(axis, row)
@@ -134,7 +134,7 @@ def _legend(figure, axes: np.ndarray) -> None:
     """One for all panels, in the order of `LABELS`."""
     found = [pair for axis in axes.flat for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
     entries = {label: handle for handle, label in reversed(found)}
-    order = [label for label in (*LABELS.values(), "best buys") if label in entries]
+    order = [label for label in (*LABELS.values(), "Pareto front") if label in entries]
     figure.legend(
         [entries[label] for label in order],
         order,

@@ -1,4 +1,4 @@
-"""The numbers of the companions figure and table: each method's accuracy and costs, and the best buys."""
+"""The numbers of the companions figure and table: each method's accuracy and costs, and the Pareto front."""
 
 from __future__ import annotations
 

@@ -80,6 +80,20 @@ def test_a_finding_s_difference_is_that_of_the_means_drawn(path):
     assert checked >= 2
 
 
+def test_each_line_on_when_to_use_lift_says_what_its_figure_s_data_say():
+    """Each mean with its interval, and each number of tokens or bytes, stands in the data that the line links."""
+    advice = README.partition("## When to use LIFT")[2].partition("\n## ")[0]
+    lines = re.split(r"^\d+\. ", advice, flags=re.MULTILINE)[1:]
+    assert len(lines) == 10
+    for line in lines:
+        data = [pd.read_csv(ROOT / name) for name in re.findall(r"\]\((figures/[^)]+\.csv)\)", line)]
+        known = {tuple(f"{x:.2f}" for x in row) for each in data for row in each[["mean", "low", "high"]].to_numpy()}
+        said = re.findall(r"(\d\.\d\d)\s\[(\d\.\d\d), (\d\.\d\d)\]", line)
+        costs = {f"{cost:,.0f}" for each in data if "cost_mean" in each for cost in each["cost_mean"].dropna()}
+        counted = re.findall(r"\b\d{1,3}(?:,\d{3})+\b", line)
+        assert (said or counted) and set(said) <= known and set(counted) <= costs
+
+
 def test_every_figure_is_there_in_three_forms_and_shown():
     assert DATA
     for path in DATA:
