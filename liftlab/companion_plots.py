@@ -64,8 +64,8 @@ def _by_cost(axis: Axes, rows: pd.DataFrame) -> None:
     places = rows.assign(x=rows["cost_mean"].where(rows["cost_mean"] > 0, left))
     best = places[places["front"].astype(bool)].sort_values("x")
     axis.set_xscale("log")
-    axis.plot(best["x"], best["mean"], color="0.75", linewidth=4, zorder=0, drawstyle="steps-post", label="Pareto front",
-              solid_capstyle="round")  # fmt: skip
+    axis.plot(best["x"], best["mean"], color="0.75", linewidth=4, zorder=0, drawstyle="steps-post",
+              label="Pareto front", solid_capstyle="round")  # fmt: skip
     for _, row in places.iterrows():
         _point(axis, row)
     axis.set_xlim(places["x"].min() / 1.6, places["x"].max() * 1.8)
