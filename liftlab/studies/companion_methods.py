@@ -12,7 +12,7 @@ from liftlab import grouped_positions, long_perplexity
 from liftlab.adapters import beside_prefix
 from liftlab.answering import answer_prompts
 from liftlab.documents import Document, Question
-from liftlab.lifted import FACTS, TEXT, Lifted
+from liftlab.lifted import Lifted
 from liftlab.models import BaseModel
 from liftlab.prompts import Cuts, PromptStyle, put
 from liftlab.retrieval import Passages
@@ -49,11 +49,10 @@ STRIDES = 16  # tokens scored in one reading: the window / STRIDES
 
 
 def stored_bytes(lifted: Lifted) -> int:
-    """Bytes of the adapter's config and weights on disk; the text and the history are not needed to answer."""
+    """Bytes of the adapter's weights on disk. Its config, about a kilobyte, names a folder and is left out."""
     with TemporaryDirectory() as folder:
         kept = lifted.save(Path(folder) / "lifted")
-        files = [file for file in kept.rglob("*") if file.is_file() and file.name not in (FACTS, TEXT)]
-        return sum(file.stat().st_size for file in files)
+        return sum(file.stat().st_size for file in kept.rglob("*.safetensors"))
 
 
 def predicted(base: BaseModel, document: Document, lifted: Lifted | None) -> list[dict]:

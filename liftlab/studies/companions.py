@@ -69,7 +69,7 @@ def run(
     """Records: `score` (0..1) a question and method, and a row a cost, method and document.
 
     Costs: training_tokens (positions read in training), prompt_tokens (mean over the questions), stored_bytes (what
-    must be kept to answer later: the adapter's config and weights, and the text in UTF-8 where a prompt holds it; an
+    must be kept to answer later: the adapter's weights, and the text in UTF-8 where a prompt holds it; an
     index is made anew); with `timed` also prepare_seconds and question_seconds, answered in batches. A method that
     cannot run has a row cannot_run instead, with the `reason`. Metrics perplexity and long_perplexity (`context` short,
     long) of closed_book and `PREDICTED`. `questions`: of each of `question_types` (register_tasks.TASKS), in held-out
