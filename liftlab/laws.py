@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.polynomial import polynomial
+from scipy import stats
 
 from liftlab.statistics import Interval, expanded, interval
 
@@ -50,8 +51,6 @@ def median_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
     Its ends are values with equally many beyond either. Too few values for that give the smallest and the largest: of
     n, these cover 1 - 2^(1 - n) (5: 94 %). One: nan. ValueError for no values, or one that is not finite.
     """
-    from scipy import stats  # here, because its import takes as long as drawing a figure
-
     values = np.asarray(values, dtype=float)
     if not len(values) or not np.isfinite(values).all():
         raise ValueError(f"median of {len(values)} values: needs at least one, all finite")
