@@ -10,6 +10,7 @@ import torch
 from liftlab.documents import Document, Question
 from liftlab.models import BaseModel
 from liftlab.prompts import PLAIN, PromptStyle, put
+from liftlab.shared_prefixes import Shared, can_share, found, padded, read
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,16 @@ def answer(
 def answer_prompts(
     base: BaseModel, prompts: Sequence[list[int] | None], answer_tokens: int = 8, batch_tokens: int = 16384
 ) -> list[str | None]:
-    """Greedy answers to `prompts` (token ids each, see `prompts.put`), in batches of like length; None for None."""
+    """Greedy answers to `prompts` (token ids each, see `prompts.put`), in batches of like length; None for None.
+
+    What prompts of one batch begin with is read once.
+    """
     answers: list[str | None] = [None] * len(prompts)
     fitting = [i for i, prompt in enumerate(prompts) if prompt is not None]
     for rows in _batches(fitting, prompts, batch_tokens):
-        for i, text in zip(rows, generate(base, [prompts[i] for i in rows], answer_tokens), strict=True):
+        some = [prompts[i] for i in rows]
+        shared = found(some) if can_share(base.model) else None
+        for i, text in zip(rows, generate(base, some, answer_tokens, shared), strict=True):
             answers[i] = text
     return answers
 
@@ -71,13 +77,15 @@ def _batches(rows: list[int], prompts: list, batch_tokens: int) -> list[list[int
     return groups
 
 
-def generate(base: BaseModel, prompts: list[list[int]], answer_tokens: int) -> list[str]:
-    """Greedy continuations of left-padded prompts, at most `answer_tokens` tokens, special tokens removed."""
-    longest, pad = max(map(len, prompts)), base.tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=base.model.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=base.model.device)
+def generate(base: BaseModel, prompts: list[list[int]], answer_tokens: int, shared: Shared | None = None) -> list[str]:
+    """Greedy continuations of `prompts`, at most `answer_tokens` tokens, special tokens removed.
+
+    With `shared`, of the same prompts, each prefix is read once.
+    """
+    pad = base.tokenizer.pad_token_id
+    ids, mask, *cache = read(base.model, shared, pad) if shared else padded(prompts, pad, base.model.device)
     out = base.model.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=answer_tokens, do_sample=False,
-        repetition_penalty=1.0, pad_token_id=pad,
+        input_ids=ids, attention_mask=mask, max_new_tokens=answer_tokens, do_sample=False, repetition_penalty=1.0,
+        pad_token_id=pad, **({"past_key_values": cache[0]} if cache else {}),
     )  # fmt: skip
-    return [text.strip() for text in base.tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)]
+    return [text.strip() for text in base.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)]

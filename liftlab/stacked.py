@@ -17,6 +17,7 @@ from liftlab.lifted import Lifted
 from liftlab.lifting import Watch, make_examples
 from liftlab.models import BaseModel
 from liftlab.recipes import Recipe
+from liftlab.shared_prefixes import can_share, found_in_rows
 from liftlab.stacked_layers import fits, stacked_on
 from liftlab.stacked_memory import Cost, measured
 from liftlab.stacked_training import Course, train
@@ -177,7 +178,8 @@ def _answer_stacked(base, config, places, lifted, prompts, answers, answer_token
             count = min(max(1, batch_tokens // (longest * len(asked))), len(rows[asked[0]]) - done)
             taken = [(i, rows[i][done : done + count]) for i in asked]
             filled = [prompts[i][k] for i, mine in taken for k in [*mine, *mine[-1:] * (count - len(mine))]]
-            said = generate(base, filled, answer_tokens)
+            shared = found_in_rows(filled, len(asked)) if can_share(base.model) else None
+            said = generate(base, filled, answer_tokens, shared)
             for number, (i, mine) in enumerate(taken):
                 for k, text in zip(mine, said[number * count :], strict=False):
                     answers[i][k] = text

@@ -84,7 +84,9 @@ def count_tokens(model, monkeypatch):
 
     hooks = [model.get_input_embeddings().register_forward_pre_hook(embedded),
              model.register_forward_pre_hook(read, with_kwargs=True)]  # fmt: skip
-    monkeypatch.setattr(companions, "predicted", lambda *_: [])
+    monkeypatch.setattr(companions.Asked, "predicted", lambda *_: [])
+    for answerer in ("answering", "stacked"):  # or what prompts share is read once
+        monkeypatch.setattr(f"liftlab.{answerer}.can_share", lambda model: False)
     return seen, hooks
 
 

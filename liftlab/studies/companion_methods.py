@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -55,16 +57,6 @@ def stored_bytes(lifted: Lifted) -> int:
         return sum(file.stat().st_size for file in kept.rglob("*.safetensors"))
 
 
-def predicted(base: BaseModel, document: Document, lifted: Lifted | None) -> list[dict]:
-    """Perplexity of the document, over all tokens and the base model's key ones."""
-    how = {"stride": max(1, base.window // STRIDES)}
-    if lifted is None:
-        found = long_perplexity.of_model(base, document, **how)
-    else:
-        found = long_perplexity.rows(base, lifted, document, **how).query("condition == 'lift'")
-    return found[["metric", "unit", "value", "context"]].to_dict("records")
-
-
 def cannot(reason: str) -> dict:
     return {"metric": "cannot_run", "unit": "document", "value": 1.0, "reason": " ".join(reason.split())}
 
@@ -82,6 +74,22 @@ class Asked:
     passage_tokens: int
     positions: dict[str, int]  # group, neighbours
     timed: bool
+
+    @cached_property
+    def key_tokens(self) -> list[int]:
+        """The document's tokens that a long context makes likely to the base model."""
+        short_tokens = max(1, self.base.window // long_perplexity.SHORT_SHARE)
+        return long_perplexity.key_tokens(self.base, self.document, short_tokens, stride=self._stride)
+
+    @property
+    def _stride(self) -> int:
+        return max(1, self.base.window // STRIDES)
+
+    def predicted(self, lifted: Lifted | None) -> list[dict]:
+        """Perplexity of the document to the base model or to a lifted one, over all tokens and the key ones."""
+        with lifted.on(self.base) if lifted else nullcontext(self.base) as on:
+            found = long_perplexity.of_model(on, self.document, key=self.key_tokens, stride=self._stride)
+        return found[["metric", "unit", "value", "context"]].to_dict("records")
 
     def measured(
         self, method: Method, lifted: Lifted | None, trained_seconds: float = 0.0

@@ -20,7 +20,7 @@ from liftlab.recipes import Recipe
 from liftlab.register_tasks import TASKS, with_tasks
 from liftlab.scoring import SHORT_ANSWER_SCORES
 from liftlab.stacked import Job
-from liftlab.studies.companion_methods import METHODS, Asked, cannot, predicted
+from liftlab.studies.companion_methods import METHODS, Asked, cannot
 from liftlab.studies.registers import (
     COMPUTE,
     FIRST_DOCUMENT,
@@ -68,8 +68,8 @@ def run(
 ) -> pd.DataFrame:
     """Records: `score` (0..1) a question and method, and a row a cost, method and document.
 
-    Costs: training_tokens (positions read in training), prompt_tokens (mean over the questions), stored_bytes (what
-    must be kept to answer later: the adapter's weights, and the text in UTF-8 where a prompt holds it; an
+    Costs: training_tokens (positions read in training), prompt_tokens (mean over the questions; whole prompts, though
+    what they share is read once), stored_bytes (what must be kept to answer later: the adapter's weights, and the text in UTF-8 where a prompt holds it; an
     index is made anew); with `timed` also prepare_seconds and question_seconds, answered in batches. A method that
     cannot run has a row cannot_run instead, with the `reason`. Metrics perplexity and long_perplexity (`context` short,
     long) of closed_book and `PREDICTED`. `questions`: of each of `question_types` (register_tasks.TASKS), in held-out
@@ -144,7 +144,7 @@ def cell(
     for name in _untrained(methods):
         found += [{"condition": name, "seed": 0, **row} for row in (yield from how.measured(METHODS[name], None))]
     if "closed_book" in methods:
-        found += [{"condition": "closed_book", "seed": 0, **row} for row in predicted(model, document, None)]
+        found += [{"condition": "closed_book", "seed": 0, **row} for row in how.predicted(None)]
     trained = {name: _plan(name, recipes, changes, style_name) for name in _recipes_of(methods)}
     for seed in range(seeds):
         found += yield from _trained(how, trained, methods, seed)
@@ -194,7 +194,7 @@ def _trained(how: Asked, plans: dict[str, Recipe], methods: Sequence[str], seed:
         tokens = lifted.history[-1].tokens if recipe == "lift" else tokens
         for name, method in of.items():
             found = yield from how.measured(method, lifted, seconds)
-            found += predicted(how.base, how.document, lifted) if name in PREDICTED else []
+            found += how.predicted(lifted) if name in PREDICTED else []
             rows += [{"condition": name, "seed": seed, **row} for row in found]
     return rows
 

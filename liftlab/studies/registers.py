@@ -27,7 +27,7 @@ COMPUTE = tuple(  # a change in any of these modules makes a record stale
     for name in (
         "documents", "worlds", "prompts", "examples", "gguf_weights", "hub_weights", "weights", "models",
         "gated_layer", "gated_memory", "recipes", "adapters", "adapter_files", "lifted", "batches", "token_losses",
-        "encoding", "lifting", "answering", "packing", "rotary", "stacked_layers", "fused_layers", "stacked_memory",
+        "encoding", "lifting", "shared_prefixes", "answering", "packing", "rotary", "stacked_layers", "fused_layers", "stacked_memory",
         "stacked_training", "stacked", "text_overlap", "scoring", "probes.layout", "probes.gates", "probes.answers",
         "studies.together", "studies.registers",
     )
