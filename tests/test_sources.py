@@ -59,7 +59,7 @@ def all_sources(folder):
 
 
 def test_defaults_are_filled_in_and_filling_in_again_changes_nothing():
-    assert sources.checked(REGISTER) == {**REGISTER, "windows": 1.5, "filler": 0.1}
+    assert sources.checked(REGISTER) == {**REGISTER, "windows": 1.5, "filler": 0.1, "english": "plain"}
     assert sources.checked(LOOGLE) == {**LOOGLE, "path": "", "revision": ""}
     for one in (REGISTER, NEEDLES, LOOGLE, LONGBENCH, NEEDLE, {"source": "questions", "path": "a.jsonl"}):
         plan = sources.checked(one)

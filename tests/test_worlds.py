@@ -1,5 +1,8 @@
+import hashlib
+import json
 import re
 from collections import Counter
+from dataclasses import asdict
 
 import pytest
 
@@ -14,6 +17,21 @@ def test_a_register_nearly_fills_its_words(words):
 
 def test_the_same_seed_tells_the_same_register():
     assert register(3, 200) == register(3, 200) != register(4, 200)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sha256"),
+    [
+        ((0, 24, 0.0, None), "32d3ca35de005703fe249aff3a1ffd04b4a7c05376a68df297e3c39d65472ccc"),
+        ((200, 230, 0.1, None), "a22c5c5e58698b5d4b9b71426848f7b159747e2a6945d98117903dd80c2983ab"),
+        ((5, 1000, 0.0, 1), "28f3758cb6b2ea2e7e36767790011f11dfe7b47df30ea8251674ca32a4077dd3"),
+        ((201, 1840, 0.3, 7), "1dab3a1ef2d3899cb1aeb119bf128b2cfa56c296ae5f20937e23b05eef6fda24"),
+    ],
+)
+def test_plain_registers_are_byte_for_byte_those_of_the_records(settings, sha256):
+    """Name, text, title and every question, as they were when micro was pre-trained and the records were made."""
+    told = json.dumps(asdict(register(*settings)))
+    assert hashlib.sha256(told.encode()).hexdigest() == sha256
 
 
 def test_another_wording_seed_tells_the_same_facts_in_other_words():

@@ -42,6 +42,7 @@ def run(
     published_recipe: str,
     other_recipes: dict,
     filler: float,
+    english: str = "plain",
     answer_tokens: int,
     records: str | Path,
 ) -> pd.DataFrame:
@@ -61,7 +62,7 @@ def run(
     settings = {
         "base": base, "window_tokens": window_tokens, "seeds": seeds,
         "questions": questions, "recipe": recipe, "published_recipe": published_recipe,
-        "other_recipes": other_recipes, "filler": filler, "answer_tokens": answer_tokens,
+        "other_recipes": other_recipes, "filler": filler, "english": english, "answer_tokens": answer_tokens,
     }  # fmt: skip
     return over_registers(cell, settings, documents, [windows], records, alone=True)
 
@@ -76,12 +77,13 @@ def cell(
     published_recipe: str,
     other_recipes: dict,
     filler: float,
+    english: str,
     answer_tokens: int,
     document_seed: int,
 ) -> pd.DataFrame:
     """One document, lifted under every condition with each seed."""
     model = base_model(base, window_tokens)
-    document = register_of(model, document_seed, windows, filler)
+    document = register_of(model, document_seed, windows, filler, english)
     asked = ask_facts(document, questions, document_seed)
     rows: list[dict] = [_row("chance", "chance", q.chance, "share of questions", q, 0) for q in asked]
     for seed in range(seeds):

@@ -27,6 +27,7 @@ from liftlab.studies.registers import (
     about,
     at_least_one,
     base_model,
+    check_english,
     data_files,
     known,
     register_of,
@@ -60,6 +61,7 @@ def run(
     neighbours: int,
     style: str,
     filler: float,
+    english: str = "plain",
     answer_tokens: int,
     score: str,
     expected_questions: int,
@@ -69,13 +71,13 @@ def run(
     """Records: `score` (0..1) a question and method, and a row a cost, method and document.
 
     Costs: training_tokens (positions read in training), prompt_tokens (mean over the questions; whole prompts, though
-    what they share is read once), stored_bytes (what must be kept to answer later: the adapter's weights, and the text in UTF-8 where a prompt holds it; an
-    index is made anew); with `timed` also prepare_seconds and question_seconds, answered in batches. A method that
-    cannot run has a row cannot_run instead, with the `reason`. Metrics perplexity and long_perplexity (`context` short,
-    long) of closed_book and `PREDICTED`. `questions`: of each of `question_types` (register_tasks.TASKS), in held-out
-    wordings; `seeds`: training seeds of what is trained. raw_text gets as many epochs as come nearest to the training
-    tokens of lift, where that is asked too. `changes`: fields of a recipe to change, by its name in `recipes`.
-    `expected_questions`: how many a document is to answer, for its whole cost.
+    what they share is read once), stored_bytes (what must be kept to answer later: the adapter's weights, and the text
+    in UTF-8 where a prompt holds it; an index is made anew); with `timed` also prepare_seconds and question_seconds,
+    answered in batches. A method that cannot run has a row cannot_run instead, with the `reason`. Metrics perplexity
+    and long_perplexity (`context` short, long) of closed_book and `PREDICTED`. `questions`: of each of `question_types`
+    (register_tasks.TASKS), in held-out wordings; `seeds`: training seeds of what is trained. raw_text gets as many
+    epochs as come nearest to the training tokens of lift, where that is asked too. `changes`: fields of a recipe to
+    change, by its name in `recipes`. `expected_questions`: how many a document is to answer, for its whole cost.
     """
     at_least_one(documents=documents, seeds=seeds, questions=questions, answer_tokens=answer_tokens,
                  passage_tokens=passage_tokens, group=group, neighbours=neighbours,
@@ -88,12 +90,13 @@ def run(
     known(methods, tuple(METHODS), "method")
     known(question_types, tuple(TASKS), "question type")
     known(list(changes), tuple(recipes), "recipe of changes:")
+    check_english(base, english)
     plans = [_plan(name, recipes, changes, style) for name in _recipes_of(methods)]
     settings = {
         "base": base, "window_tokens": window_tokens, "seeds": seeds, "questions": questions,
         "question_types": list(question_types), "methods": list(methods), "recipes": recipes,
         "changes": changes, "passage_tokens": passage_tokens, "group": group, "neighbours": neighbours,
-        "style_name": style, "filler": filler, "answer_tokens": answer_tokens, "score": score,
+        "style_name": style, "filler": filler, "english": english, "answer_tokens": answer_tokens, "score": score,
         "expected_questions": expected_questions, "timed": timed,
     }  # fmt: skip
     seeds_of = range(FIRST_DOCUMENT, FIRST_DOCUMENT + documents)
@@ -112,7 +115,7 @@ def timed_cell(**settings) -> pd.DataFrame:
     for name in _recipes_of(settings["methods"]):
         plan = _plan(name, settings["recipes"], settings["changes"], settings["style_name"])
         if (settings["base"], settings["window_tokens"], plan) not in _warmed:
-            alone(model, _warm(model, plan))
+            alone(model, _warm(model, plan, settings["english"]))
             _warmed.add((settings["base"], settings["window_tokens"], plan))
     return alone(model, cell(**settings))
 
@@ -120,8 +123,8 @@ def timed_cell(**settings) -> pd.DataFrame:
 _warmed: set[tuple] = set()
 
 
-def _warm(model: BaseModel, plan: Recipe) -> Cell:
-    document = register_of(model, 0, 0.5, 0.0)
+def _warm(model: BaseModel, plan: Recipe, english: str) -> Cell:
+    document = register_of(model, 0, 0.5, 0.0, english)
     small = replace(plan, segment_epochs=min(plan.segment_epochs, 1), mixed_epochs=min(plan.mixed_epochs, 1))
     lifted = yield Job(document, small, known_pairs(document))
     yield Ask([[model.tokenizer.eos_token_id]], 1, lifted)
@@ -131,12 +134,13 @@ def _warm(model: BaseModel, plan: Recipe) -> Cell:
 def cell(
     base: str, window_tokens: int, seeds: int, questions: int, question_types: Sequence[str], methods: Sequence[str],
     recipes: dict[str, str], changes: dict, passage_tokens: int, group: int, neighbours: int, style_name: str,
-    filler: float, answer_tokens: int, score: str, expected_questions: int, timed: bool, windows: float,
-    document_seed: int,
+    filler: float, english: str, answer_tokens: int, score: str, expected_questions: int, timed: bool,
+    windows: float, document_seed: int,
 ) -> Cell:  # fmt: skip
     """One document under every method."""
     model = base_model(base, window_tokens)
-    document = with_tasks(register_of(model, document_seed, windows, filler), list(question_types), document_seed)
+    told = register_of(model, document_seed, windows, filler, english)
+    document = with_tasks(told, list(question_types), document_seed)
     asked = drawn(document, question_types, questions, document_seed)
     positions = {"group": group, "neighbours": neighbours}
     how = Asked(model, document, asked, style(style_name), answer_tokens, score, passage_tokens, positions, timed)

@@ -44,6 +44,7 @@ def run(
     recipes: dict,
     recipe_changes: dict,
     filler: float,
+    english: str = "plain",
     answer_tokens: int,
     score: str,
     records: str | Path,
@@ -63,7 +64,7 @@ def run(
     settings = {
         "base": base, "window_tokens": window_tokens, "seeds": seeds,
         "questions": questions, "every": every, "recipes": recipes, "recipe_changes": recipe_changes, "filler": filler,
-        "answer_tokens": answer_tokens, "score": score,
+        "english": english, "answer_tokens": answer_tokens, "score": score,
     }  # fmt: skip
     return over_registers(cell, settings, documents, [windows], records, recipes=list(plans.values()), probes=PROBES)
 
@@ -78,6 +79,7 @@ def cell(
     recipes: dict,
     recipe_changes: dict,
     filler: float,
+    english: str,
     answer_tokens: int,
     score: str,
     document_seed: int,
@@ -85,8 +87,8 @@ def cell(
     """One document, lifted with each recipe and seed and probed along the way, with its controls."""
     model = base_model(base, window_tokens)
     plans = recipes_of(recipes, recipe_changes)
-    document = register_of(model, document_seed, windows, filler)
-    wrong = register_of(model, other_document_of(document_seed), windows, filler)
+    document = register_of(model, document_seed, windows, filler, english)
+    wrong = register_of(model, other_document_of(document_seed), windows, filler, english)
     prompt = {"answer_tokens": answer_tokens, "style": style(next(iter(plans.values())).style), "score": score}
     own, other = (_Asked(text, ask_facts(text, questions, document_seed), prompt) for text in (document, wrong))
 

@@ -21,7 +21,7 @@ from liftlab.stacked import Job
 from liftlab.studies import answer_scores, sources, tuning
 from liftlab.studies.answer_scores import SHARE, about_question, scored
 from liftlab.studies.conditions import Plan, check_weights, pairs_of, plans, sharing
-from liftlab.studies.registers import COMPUTE, about, at_least_one, base_model, data_files, known
+from liftlab.studies.registers import COMPUTE, about, at_least_one, base_model, check_english, data_files, known
 from liftlab.studies.together import Answers, Ask, Cell, asking, grouped
 
 OWN = ("documents", "questions", "recipe", "auxiliary", "style", "answer_tokens")  # what a task may have of its own
@@ -124,6 +124,7 @@ def checked(
             raise ValueError(f"{name} = {value}: give a whole number, 0 for the model's own or for all")
     plan = sources.checked(benchmark)
     sources.files(benchmark)
+    check_english(base, plan.get("english", "plain"))
     if plan["source"] in sources.MADE:
         at_least_one(documents=documents)
     answer_scores.check(scores, judge, plan)

@@ -48,6 +48,7 @@ def run(
     recipe_changes: dict,
     conditions: Sequence[str],
     filler: float,
+    english: str = "plain",
     answer_tokens: int,
     score: str,
     records: str | Path,
@@ -70,7 +71,7 @@ def run(
     plan = Recipe.preset(recipe, **recipe_changes)
     settings = {
         "base": base, "window_tokens": window_tokens, "seeds": seeds, "questions": questions, "recipe": recipe,
-        "recipe_changes": recipe_changes, "conditions": list(conditions), "filler": filler,
+        "recipe_changes": recipe_changes, "conditions": list(conditions), "filler": filler, "english": english,
         "answer_tokens": answer_tokens, "score": score,
     }  # fmt: skip
     return over_registers(cell, settings, documents, windows, records, recipes=[plan], probes=PROBES)
@@ -85,6 +86,7 @@ def cell(
     recipe_changes: dict,
     conditions: Sequence[str],
     filler: float,
+    english: str,
     answer_tokens: int,
     score: str,
     windows: float,
@@ -95,7 +97,7 @@ def cell(
     plan = Recipe.preset(recipe, **recipe_changes)
     prompt = {"answer_tokens": answer_tokens, "style": style(plan.style), "score": score}
     own, other = (
-        _Asked.of(model, register_of(model, seed, windows, filler), questions, seed, prompt)
+        _Asked.of(model, register_of(model, seed, windows, filler, english), questions, seed, prompt)
         for seed in (document_seed, other_document_of(document_seed))
     )
     asked = {name: (own, CONDITIONS[name].context) for name in conditions}

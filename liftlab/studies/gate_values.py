@@ -43,6 +43,7 @@ def run(
     recipe: str,
     recipe_changes: dict,
     filler: float,
+    english: str = "plain",
     answer_tokens: int,
     records: str | Path,
 ) -> pd.DataFrame:
@@ -57,7 +58,7 @@ def run(
     settings = {
         "base": base, "window_tokens": window_tokens, "seeds": seeds,
         "questions": questions, "every": every, "recipe": recipe, "recipe_changes": recipe_changes, "filler": filler,
-        "answer_tokens": answer_tokens,
+        "english": english, "answer_tokens": answer_tokens,
     }  # fmt: skip
     return over_registers(cell, settings, documents, [windows], records, recipes=[plan], probes=PROBES)
 
@@ -72,12 +73,13 @@ def cell(
     recipe: str,
     recipe_changes: dict,
     filler: float,
+    english: str,
     answer_tokens: int,
     document_seed: int,
 ) -> Cell:
     """One document, lifted with each seed and probed along the way."""
     model = base_model(base, window_tokens)
-    document = register_of(model, document_seed, windows, filler)
+    document = register_of(model, document_seed, windows, filler, english)
     asked = [q for q in ask_facts(document, questions, document_seed) if q.wording == "held_out"]
     frames = []
     for seed in range(seeds):

@@ -43,6 +43,7 @@ def run(
     recipe_changes: dict,
     conditions: Sequence[str],
     filler: float,
+    english: str = "plain",
     answer_tokens: int,
     records: str | Path,
 ) -> pd.DataFrame:
@@ -56,7 +57,7 @@ def run(
     plan = Recipe.preset(recipe, **recipe_changes)
     settings = {
         "base": base, "window_tokens": window_tokens, "seeds": seeds, "questions": questions, "recipe": recipe,
-        "recipe_changes": recipe_changes, "conditions": list(conditions), "filler": filler,
+        "recipe_changes": recipe_changes, "conditions": list(conditions), "filler": filler, "english": english,
         "answer_tokens": answer_tokens,
     }  # fmt: skip
     return over_registers(cell, settings, documents, windows, records, recipes=[plan])
@@ -71,13 +72,14 @@ def cell(
     recipe_changes: dict,
     conditions: Sequence[str],
     filler: float,
+    english: str,
     answer_tokens: int,
     windows: float,
     document_seed: int,
 ) -> Cell:
     """One document, lifted with each seed and asked under every condition."""
     model = base_model(base, window_tokens)
-    document = register_of(model, document_seed, windows, filler)
+    document = register_of(model, document_seed, windows, filler, english)
     asked = ask_facts(document, questions, document_seed)
     plan = Recipe.preset(recipe, **recipe_changes)
     ask = partial(asking, model, answer_tokens=answer_tokens, style=style(plan.style))

@@ -29,6 +29,7 @@ from liftlab.studies.registers import (
     ask_facts,
     at_least_one,
     base_model,
+    check_english,
     data_files,
     known,
     register_of,
@@ -67,6 +68,7 @@ def run(
     same_start: bool,
     conditions: Sequence[str],
     filler: float,
+    english: str = "plain",
     answer_tokens: int,
     score: str,
     records: str | Path,
@@ -87,13 +89,15 @@ def run(
     settings = {
         "base": base, "window_tokens": window_tokens, "windows": float(windows), "sizes": list(sizes), "seeds": seeds,
         "questions": questions, "recipe": recipe, "recipe_changes": recipe_changes, "same_start": same_start,
-        "conditions": list(conditions), "filler": filler, "answer_tokens": answer_tokens, "score": score,
+        "conditions": list(conditions), "filler": filler, "english": english,
+        "answer_tokens": answer_tokens, "score": score,
     }  # fmt: skip
     at_least_one(groups=groups, seeds=seeds, questions=questions, answer_tokens=answer_tokens, sizes=len(sizes))
     if not windows > 0:
         raise ValueError(f"windows = {windows}: a document's length in windows, give a number above 0")
     known([score], tuple(SCORES), "score")
     known(conditions, CONDITIONS, "condition")
+    check_english(base, english)
     plan = Recipe.preset(recipe, **recipe_changes)
     _check(plan, sizes, conditions)
     load = partial(base_model, base, window_tokens)
@@ -132,13 +136,14 @@ def cell(
     same_start: bool,
     conditions: Sequence[str],
     filler: float,
+    english: str,
     answer_tokens: int,
     score: str,
     group: int,
 ) -> Cell:
     """One group: each register lifted, then the first so many together, or their adapters averaged; all are asked."""
     model = base_model(base, window_tokens)
-    documents = group_of(model, group, max(sizes), windows, filler)
+    documents = group_of(model, group, max(sizes), windows, filler, english)
     pairs = [(document, _held_out(document, questions)) for document in documents]
     plan = Recipe.preset(recipe, **recipe_changes)
     asking = _Asking(model, answer_tokens, style(plan.style), score)
@@ -167,7 +172,9 @@ def cell(
     return pd.concat(frames, ignore_index=True).assign(**about("many_documents", base, model, whole))
 
 
-def group_of(base: BaseModel, group: int, documents: int, windows: float, filler: float) -> list[Document]:
+def group_of(
+    base: BaseModel, group: int, documents: int, windows: float, filler: float, english: str = "plain"
+) -> list[Document]:
     """The first `documents` registers of the group's own seeds that name no person of one before them.
 
     ValueError where there are too few: the register world has 64 names.
@@ -176,7 +183,7 @@ def group_of(base: BaseModel, group: int, documents: int, windows: float, filler
     named: set[str] = set()
     first = FIRST_DOCUMENT + group * SEEDS
     for seed in range(first, first + SEEDS):
-        document = register_of(base, seed, windows, filler)
+        document = register_of(base, seed, windows, filler, english)
         if named.isdisjoint(people(document)):
             chosen.append(document)
             named |= people(document)

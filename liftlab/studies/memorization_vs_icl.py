@@ -48,6 +48,7 @@ def run(
     recipe_changes: dict,
     cues: int,
     filler: float,
+    english: str = "plain",
     answer_tokens: int,
     score: str,
     records: str | Path,
@@ -68,7 +69,7 @@ def run(
     settings = {
         "base": base, "window_tokens": window_tokens, "seeds": seeds,
         "questions": questions, "every": every, "recipes": recipes, "recipe_changes": recipe_changes, "cues": cues,
-        "filler": filler, "answer_tokens": answer_tokens, "score": score,
+        "filler": filler, "english": english, "answer_tokens": answer_tokens, "score": score,
     }  # fmt: skip
     return over_registers(cell, settings, documents, [windows], records, recipes=list(plans.values()), probes=PROBES)
 
@@ -84,6 +85,7 @@ def cell(
     recipe_changes: dict,
     cues: int,
     filler: float,
+    english: str,
     answer_tokens: int,
     score: str,
     document_seed: int,
@@ -92,13 +94,13 @@ def cell(
     model = base_model(base, window_tokens)
     plans = recipes_of(recipes, recipe_changes)
     document, other, unseen = (
-        register_of(model, document_seed, windows, filler),
-        register_of(model, other_document_of(document_seed), windows, filler),
-        register_of(model, document_seed + UNSEEN_AFTER, UNSEEN_WINDOWS, filler),
+        register_of(model, document_seed, windows, filler, english),
+        register_of(model, other_document_of(document_seed), windows, filler, english),
+        register_of(model, document_seed + UNSEEN_AFTER, UNSEEN_WINDOWS, filler, english),
     )
     case = _Case(
         *(_Asked.of(text, questions, document_seed) for text in (document, other, unseen)),
-        paraphrase=paraphrase_of(model, document_seed, windows, filler),
+        paraphrase=paraphrase_of(model, document_seed, windows, filler, english),
         plan=next(iter(plans.values())),
         cues=cues,
         answer_tokens=answer_tokens,

@@ -35,6 +35,7 @@ def run(
     recipe: str,
     recipe_changes: dict,
     filler: float,
+    english: str = "plain",
     answer_tokens: int,
     records: str | Path,
 ) -> pd.DataFrame:
@@ -50,7 +51,7 @@ def run(
     settings = {
         "base": base, "window_tokens": window_tokens, "seeds": seeds,
         "questions": questions, "recipe": recipe, "recipe_changes": recipe_changes, "filler": filler,
-        "answer_tokens": answer_tokens,
+        "english": english, "answer_tokens": answer_tokens,
     }  # fmt: skip
     return over_registers(cell, settings, documents, [windows], records, recipes=[plan], probes=PROBES)
 
@@ -64,12 +65,13 @@ def cell(
     recipe: str,
     recipe_changes: dict,
     filler: float,
+    english: str,
     answer_tokens: int,
     document_seed: int,
 ) -> Cell:
     """One document, lifted and compared with each seed."""
     model = base_model(base, window_tokens)
-    document = register_of(model, document_seed, windows, filler)
+    document = register_of(model, document_seed, windows, filler, english)
     asked = [q for q in ask_facts(document, questions, document_seed) if q.wording == "held_out"]
     frames = []
     for seed in range(seeds):

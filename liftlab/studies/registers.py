@@ -19,17 +19,17 @@ from liftlab.models import BaseModel, load
 from liftlab.recipes import Recipe
 from liftlab.stacked import Job
 from liftlab.studies.together import Cell, grouped
-from liftlab.worlds import register
+from liftlab.worlds import ENGLISH, register
 
 Look = Callable[[BaseModel, bool], pd.DataFrame]  # (the model, whether the lift is finished) to rows
 COMPUTE = tuple(  # a change in any of these modules makes a record stale
     f"liftlab.{name}"
     for name in (
-        "documents", "worlds", "prompts", "examples", "gguf_weights", "hub_weights", "weights", "models",
-        "gated_layer", "gated_memory", "recipes", "adapters", "adapter_files", "lifted", "batches", "token_losses",
-        "encoding", "lifting", "shared_prefixes", "answering", "packing", "rotary", "stacked_layers", "fused_layers", "stacked_memory",
-        "stacked_training", "stacked", "text_overlap", "scoring", "probes.layout", "probes.gates", "probes.answers",
-        "studies.together", "studies.registers",
+        "documents", "register_fluent", "worlds", "prompts", "examples", "gguf_weights", "hub_weights", "weights",
+        "models", "gated_layer", "gated_memory", "recipes", "adapters", "adapter_files", "lifted", "batches",
+        "token_losses", "encoding", "lifting", "shared_prefixes", "answering", "packing", "rotary", "stacked_layers",
+        "fused_layers", "stacked_memory", "stacked_training", "stacked", "text_overlap", "scoring", "probes.layout",
+        "probes.gates", "probes.answers", "studies.together", "studies.registers",
     )
 )  # fmt: skip
 FIRST_DOCUMENT = 200  # studies lift registers from this seed on; smaller ones are for choosing settings
@@ -41,7 +41,8 @@ def data_files() -> tuple[Path, ...]:
     package = Path(str(files("liftlab")))
     weights = sorted((package / "micro").glob("*.safetensors"))
     paper = [package / "paper" / f"{name}.yaml" for name in ("recipes", "prompts")]
-    return (package / "data" / "register.yaml", *paper, *weights)
+    words = [package / "data" / f"{name}.yaml" for name in ("register", "register_fluent")]
+    return (*words, *paper, *weights)
 
 
 def over_registers(
@@ -60,6 +61,7 @@ def over_registers(
     `settings` are the same for all cells; `recipes` and `probes` are those that the study uses. Cells ask to be
     computed together (see studies.together), but those that time things: `alone`, see `cells.run`.
     """
+    check_english(settings["base"], settings["english"])
     seeds = range(FIRST_DOCUMENT, FIRST_DOCUMENT + documents)
     grid = [{**settings, "windows": float(length), "document_seed": seed} for length in windows for seed in seeds]
     load = partial(base_model, settings["base"], settings["window_tokens"])
@@ -76,19 +78,38 @@ def base_model(name: str, window_tokens: int, four_bit: bool = False) -> BaseMod
     return load(name, window=window_tokens or None, four_bit=four_bit)
 
 
-def register_of(base: BaseModel, seed: int, windows: float, filler: float) -> Document:
-    """A register of `windows` times the tokens that the model's window leaves beside a question and its answer."""
-    return register(seed, _words(base, seed, windows, filler), filler)
+def check_english(base: str, english: str) -> None:
+    """ValueError for an English that there is not, or that the base model's tokenizer has no words for."""
+    known([english], ENGLISH, "english")
+    if english != "plain" and (base == "micro" or base.startswith("random:")):
+        raise ValueError(
+            f"english = {english!r}: base model {base!r} cannot read it, its tokenizer holds the plain register's "
+            "words alone: set english to plain, or choose another base, such as smollm2"
+        )
 
 
-def paraphrase_of(base: BaseModel, seed: int, windows: float, filler: float) -> Document:
+def register_of(base: BaseModel, seed: int, windows: float, filler: float, english: str = "plain") -> Document:
+    """A register of `windows` times the tokens that the model's window leaves beside a question and its answer.
+
+    ValueError where the model's tokenizer does not know a word of the fluent one: it would be trained on as unknown.
+    """
+    document = register(seed, _words(base, seed, windows, filler, english), filler, english=english)
+    if english != "plain" and base.tokenizer.unk_token_id in document_ids(base.tokenizer, document):
+        raise ValueError(
+            f"english = {english!r}: the tokenizer of base model {base.name!r} does not know all words of "
+            f"{document.name}: set english to plain, or choose a base with a subword tokenizer, such as smollm2"
+        )
+    return document
+
+
+def paraphrase_of(base: BaseModel, seed: int, windows: float, filler: float, english: str = "plain") -> Document:
     """The facts of `register_of` told in other words: of 30 wordings the first that tells the same facts, or nearly.
 
     A wording with longer sentences may lack the last facts, one with shorter sentences may tell more.
     """
-    words = _words(base, seed, windows, filler)
-    told = _told(register(seed, words, filler))
-    others = (register(seed, words, filler, wording_seed) for wording_seed in range(30))
+    words = _words(base, seed, windows, filler, english)
+    told = _told(register(seed, words, filler, english=english))
+    others = (register(seed, words, filler, wording_seed, english) for wording_seed in range(30))
     return min(others, key=lambda other: len(told ^ _told(other)))
 
 
@@ -97,14 +118,20 @@ def other_document_of(seed: int) -> int:
     return seed + 1
 
 
-def _words(base: BaseModel, seed: int, windows: float, filler: float) -> int:
+def _words(base: BaseModel, seed: int, windows: float, filler: float, english: str) -> int:
     """The words whose register has nearly, and at most, `windows` windows of tokens."""
+
+    def tokens_of(words: int) -> int:
+        return len(document_ids(base.tokenizer, register(seed, words, filler, english=english)))
+
     target = words = round(windows * (base.window - QUESTION_TOKENS))
     for _ in range(5):  # words to tokens: one to one for micro, fewer words than tokens for subword tokenizers
-        tokens = len(document_ids(base.tokenizer, register(seed, words, filler)))
+        tokens = tokens_of(words)
         if target - 24 <= tokens <= target:
-            break
+            return words
         words = int(words * target / tokens) - 4 * (tokens > target)
+    while english == "fluent" and tokens_of(words) > target:  # its sentences are longer: five steps may not do
+        words -= 4
     return words
 
 

@@ -53,6 +53,7 @@ def run(
     recipe_changes: dict,
     cues: int,
     filler: float,
+    english: str = "plain",
     answer_tokens: int,
     score: str,
     records: str | Path,
@@ -81,7 +82,7 @@ def run(
     settings = {
         "base": base, "window_tokens": window_tokens, "seeds": seeds,
         "questions": questions, "ratios": [float(ratio) for ratio in ratios], "segment_epochs": segment_epochs,
-        "recipe": recipe, "recipe_changes": recipe_changes, "cues": cues, "filler": filler,
+        "recipe": recipe, "recipe_changes": recipe_changes, "cues": cues, "filler": filler, "english": english,
         "answer_tokens": answer_tokens, "score": score,
     }  # fmt: skip
     return over_registers(cell, settings, documents, [windows], records, recipes=[plan], probes=PROBES)
@@ -99,6 +100,7 @@ def cell(
     recipe_changes: dict,
     cues: int,
     filler: float,
+    english: str,
     answer_tokens: int,
     score: str,
     document_seed: int,
@@ -106,14 +108,14 @@ def cell(
     """One document, lifted at every ratio with each seed."""
     model = base_model(base, window_tokens)
     document, other = (
-        register_of(model, seed, windows, filler) for seed in (document_seed, other_document_of(document_seed))
+        register_of(model, seed, windows, filler, english) for seed in (document_seed, other_document_of(document_seed))
     )
     asked = ask_facts(document, questions, document_seed)
     controls = {
         "other_document": (other, ask_facts(other, questions, other_document_of(document_seed))),
         "shuffled_answers": (document, shuffled(document, asked)),
     }
-    paraphrase = paraphrase_of(model, document_seed, windows, filler)
+    paraphrase = paraphrase_of(model, document_seed, windows, filler, english)
     plan = _plan(recipe, recipe_changes)
     prompt = {"answer_tokens": answer_tokens, "style": style(plan.style), "score": score}
     cut = {"cues": cues, "segment_tokens": plan.segment_tokens}

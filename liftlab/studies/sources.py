@@ -14,10 +14,10 @@ from liftlab.documents import Document, Question
 from liftlab.models import BaseModel
 from liftlab.register_tasks import TASKS, with_tasks
 from liftlab.studies.registers import FIRST_DOCUMENT, QUESTION_TOKENS, at_least_one, known, register_of
-from liftlab.worlds import Relation, vocabulary
+from liftlab.worlds import ENGLISH, Relation, vocabulary
 
 FIELDS = {  # of the `benchmark` parameter; a field without a default here must be given
-    "register": {"tasks": None, "windows": 1.5, "filler": 0.1},
+    "register": {"tasks": None, "windows": 1.5, "filler": 0.1, "english": "plain"},
     "register_needle": {"windows": None, "depths": None},
     "loogle": {"tasks": None, "path": "", "revision": ""},
     "longbench": {"tasks": None, "path": "", "revision": ""},
@@ -78,6 +78,7 @@ _BOUNDS: dict[str, tuple[Callable[[object], bool], str]] = {
     "tasks": _TEXT,
     "windows": (lambda v: _is_number(v) and v > 0, "a number above 0"),
     "filler": (lambda v: _is_number(v) and 0 <= v < 0.9, "a number in 0..0.9 (0.9 excluded)"),
+    "english": (lambda v: v in ENGLISH, f"one of {', '.join(ENGLISH)}"),
     "words": (lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 1, "a whole number, at least 1"),
     "depths": (lambda v: _is_number(v) and 0 <= v <= 1, "a number in 0..1, where 1 ends the document"),
     "path": _OR_EMPTY,
@@ -164,7 +165,8 @@ def _some(places: list[int], count: int, rng: random.Random) -> list[int]:
 def _registers(plan: dict, count: int, base: BaseModel) -> list[Document]:
     at_least_one(documents=count)
     seeds = range(FIRST_DOCUMENT, FIRST_DOCUMENT + count)
-    return [with_tasks(register_of(base, seed, plan["windows"], plan["filler"]), plan["tasks"]) for seed in seeds]
+    length = plan["windows"], plan["filler"], plan["english"]
+    return [with_tasks(register_of(base, seed, *length), plan["tasks"]) for seed in seeds]
 
 
 def _register_needles(plan: dict, count: int, base: BaseModel) -> list[Document]:

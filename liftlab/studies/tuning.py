@@ -96,7 +96,8 @@ def corpus(tuning: Tuning, benchmark: dict, base: BaseModel, tests: Sequence[Doc
     plan = sources.checked(benchmark)
     if plan["source"] in REGISTERS:
         seeds = range(FIRST_REGISTER, FIRST_REGISTER + TRIED * tuning.documents)
-        drawn: Iterable[Document] = (register_of(base, seed, tuning.windows, 0.0) for seed in seeds)
+        english = plan.get("english", "plain")
+        drawn: Iterable[Document] = (register_of(base, seed, tuning.windows, 0.0, english) for seed in seeds)
     else:
         others = sources.documents(plan, 0, base)
         drawn = random.Random("presft").sample(others, len(others))
