@@ -22,6 +22,7 @@ from liftlab.examples import read_pairs
 from liftlab.worlds import register
 
 DOCUMENT = register(0, 80)
+LIFT = ["lift", "document.txt", "--model", "micro"]
 
 
 def liftlab_says(*words, cwd, **environment):
@@ -53,19 +54,20 @@ def says(folder, monkeypatch, command_line):
     return said
 
 
-def test_a_document_is_lifted_and_asked(folder):
-    """The micro recipe on a short register: its facts are answered closed book, in a wording never trained on."""
-    lifted = liftlab_says(
-        "lift", "document.txt", "--model", "micro", "--pairs", "pairs.jsonl", "--out", "out", "--title", "T", cwd=folder
-    )
-    assert lifted.returncode == 0, lifted.stderr
-    assert lifted.stdout.startswith("out: ") and "loss" in lifted.stdout
+def test_a_document_is_lifted_and_asked(folder, says):
+    """The micro recipe on a short register: its facts are answered closed book, in a wording never trained on.
+
+    Asked in this process and in one that never saw the document.
+    """
+    code, told, errors = says(*LIFT, "--pairs", "pairs.jsonl", "--out", "out", "--title", "T")
+    assert code == 0, errors
+    assert told[0].startswith("out: ") and "loss" in told[0]
     assert (folder / "out" / "adapter_config.json").is_file()
     question = DOCUMENT.asked("held_out")[0]
-    for context in ("none", "truncated"):
-        asked = liftlab_says("ask", "out", question.text, "--context", context, cwd=folder)
-        assert asked.returncode == 0 and asked.stdout.strip()
-        assert context != "none" or asked.stdout.strip() == question.answer
+    asked = liftlab_says("ask", "out", question.text, "--context", "none", cwd=folder)
+    assert (asked.returncode, asked.stdout.strip()) == (0, question.answer), asked.stderr
+    code, answered, errors = says("ask", "out", question.text, "--context", "truncated")
+    assert code == 0 and "".join(answered).strip(), errors
 
 
 GATED = ["--set", "adapter=gated_memory"]
@@ -102,22 +104,20 @@ def test_a_mistake_is_one_line_with_exit_code_2_and_leaves_nothing(folder, says,
     assert sorted(folder.iterdir()) == before
 
 
-def test_a_lift_that_diverges_says_so_and_leaves_nothing(folder):
-    said = liftlab_says(
-        "lift", "document.txt", "--model", "micro", "--set", "learning_rate=1e30", "--out", "out", cwd=folder
-    )
-    assert said.returncode == 2 and "Traceback" not in said.stderr and not (folder / "out").exists()
-    assert said.stderr.strip().splitlines()[-1].endswith("lower learning_rate (it is 1e+30)")
+def test_a_lift_that_diverges_says_so_and_leaves_nothing(folder, says):
+    code, _, errors = says(*LIFT, "--set", "learning_rate=1e30", "--out", "out")
+    assert code == 2 and not (folder / "out").exists()
+    assert errors[-1].endswith("lower learning_rate (it is 1e+30)")
 
 
-def test_a_corrupted_weight_file_is_refused_before_anything_is_written(folder):
+def test_a_corrupted_weight_file_is_refused_before_anything_is_written(folder, says):
     shutil.copytree(Path(liftlab.__file__).parent / "micro", folder / "copy")
     weights = folder / "copy" / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
-    said = liftlab_says("lift", "document.txt", "--model", "copy", "--out", "out", cwd=folder)
-    assert said.returncode == 2 and "model.safetensors" in said.stderr and not (folder / "out").exists()
+    code, _, errors = says("lift", "document.txt", "--model", "copy", "--out", "out")
+    assert (code, len(errors)) == (2, 1) and "model.safetensors" in errors[0] and not (folder / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,6 @@ def test_a_mistake_of_a_process_of_its_own_has_no_traceback(folder):
     assert len(said.stderr.strip().splitlines()) == 1 and "Traceback" not in said.stderr
 
 
-LIFT = ["lift", "document.txt", "--model", "micro"]
 STREAMED = []
 for field in ("segments_in_mixed=false", "first_epoch_in_order=true", "schedule=constant", "learning_rate=2e-3"):
     STREAMED += ["--set", field]

@@ -19,8 +19,8 @@ FOLDER = Path(liftlab.__file__).parent / "micro"
 
 @pytest.fixture(scope="module")
 def asked():
-    """1,000 questions about 100 unseen registers that fill the window, other ones than pre-training measured on."""
-    documents, questions = held_out(150, 10)
+    """500 questions about 50 unseen registers that fill the window, other ones than pre-training measured on."""
+    documents, questions = held_out(100, 10)
     return documents[50:], questions[50:]
 
 

@@ -6,8 +6,6 @@ import fnmatch
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +19,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from liftlab import gguf_weights, hub_weights, models, weights
+from liftlab import gguf_weights, hub_weights, models, records, weights
 from liftlab.models import ModelError, configuration, load
 
 WORDS = ["<unk>", "<end>", "where", "does", "Ada", "live", "in", "Oslo", "."]
@@ -84,19 +82,25 @@ def corrupt(path: Path) -> None:
 # --- what load returns
 
 
-KERNELS = """
-import torch
-from liftlab import models, records
-models.load("micro", device="cpu")
-print(records.provenance()["torch"]["deterministic"], torch.are_deterministic_algorithms_enabled())
-"""
+@pytest.fixture
+def own_choice(monkeypatch):
+    """The process computes with torch's own choice of kernels, and does so again afterwards."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    assert not torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize(("given", "said"), [("1", "True True\n"), ("0", "False False\n")])
-def test_deterministic_kernels_are_chosen_by_the_environment_and_told(given, said):
-    environment = os.environ | {"LIFTLAB_DETERMINISTIC": given}
-    done = subprocess.run([sys.executable, "-c", KERNELS], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == said
+@pytest.mark.parametrize(("given", "chosen", "workspace"), [("1", True, ":4096:8"), ("0", False, None)])
+def test_deterministic_kernels_are_chosen_by_the_environment_and_told(
+    own_choice, monkeypatch, given, chosen, workspace
+):
+    monkeypatch.setenv("LIFTLAB_DETERMINISTIC", given)
+    models.load("micro", device="cpu")
+    assert torch.are_deterministic_algorithms_enabled() is chosen
+    assert records.provenance()["torch"]["deterministic"] is chosen
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == workspace
 
 
 def test_another_word_for_deterministic_kernels_is_refused(monkeypatch):

@@ -131,20 +131,24 @@ def test_an_answer_beyond_the_window_is_refused(tiny):
 ENDS_WITH_QUESTION = [STYLES["plain_raw"]]
 
 
+@pytest.fixture(scope="module")
+def byte_level():
+    return load("smollm2").tokenizer
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("style", [style for style in STYLES.values() if style not in ENDS_WITH_QUESTION])
 @pytest.mark.parametrize("context", ["none", "truncated", "full"])
-def test_a_byte_level_tokenizer_is_placed_as_well(context, style):
-    base = load("smollm2")
+def test_a_byte_level_tokenizer_is_placed_as_well(byte_level, context, style):
     text = "Zoë   paints 🦊 in Łódź.\n\n" * 30 + "Ada lives in Oslo.\n" + "Nothing else. " * 30
     start = text.index("Ada")
     question = Question("Where does Zoë live?", "in Oslo, I think", (start, start + 18))
     document = Document("d", text.strip(), "Zoë")
-    made = layout(base.tokenizer, document, question, context, 2000 if context == "full" else 240, 8, style)
-    prompt = put(base.tokenizer, document, question, context, 2000 if context == "full" else 240, 8, style)
+    made = layout(byte_level, document, question, context, 2000 if context == "full" else 240, 8, style)
+    prompt = put(byte_level, document, question, context, 2000 if context == "full" else 240, 8, style)
     assert made.ids[: len(prompt)] == prompt
-    assert base.tokenizer.decode(made.ids[len(prompt) - 1 :]).endswith("in Oslo, I")
-    assert of_role(base.tokenizer, made, "question").strip() == question.text
+    assert byte_level.decode(made.ids[len(prompt) - 1 :]).endswith("in Oslo, I")
+    assert of_role(byte_level, made, "question").strip() == question.text
     if context == "full":
-        assert of_role(base.tokenizer, made, "document").strip() == document.text
-        assert told(base.tokenizer, made, made.evidence).strip() == "Ada lives in Oslo."
+        assert of_role(byte_level, made, "document").strip() == document.text
+        assert told(byte_level, made, made.evidence).strip() == "Ada lives in Oslo."
