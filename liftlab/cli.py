@@ -56,7 +56,11 @@ def list_notebooks() -> None:
     printed = Table("version", Column("item", **whole), "published", why, show_lines=True)
     for item in published.items():
         printed.add_row(item.version, item.item, item.title, item.told)
-    Console(markup=False).print(table, printed)
+    console = Console(markup=False)
+    console.print(table, printed)
+    for profile in runner.profiles(root):
+        if first := runner.first_of(root, profile):
+            console.print(f"{profile} runs first, in this order: {', '.join(first)}")
 
 
 @app.command()

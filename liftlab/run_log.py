@@ -6,11 +6,13 @@ import errno
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,12 @@ NOTEBOOK = "LIFTLAB_NOTEBOOK"  # environment variable: the notebook that a proce
 CLOCK_SECONDS = 2.0  # how far two readings of one process's start may lie apart
 
 Groups = Sequence[Sequence[str]]  # names of notebooks: those of a group run side by side, one group after the other
+
+
+@cache
+def say(words: str) -> None:
+    """A line on stderr, once a process."""
+    print(f"liftlab: {words}", file=sys.stderr, flush=True)
 
 
 def active() -> bool:

@@ -27,6 +27,7 @@ from liftlab.parameters import (
 )
 
 RUNS, NOTEBOOKS, FIGURES = "papermill_runs", "notebooks", "figures"
+ORDER = "order.yaml"  # in a profile's folder: which notebooks run first
 CLOCKS = ("start_time", "end_time", "duration")  # that papermill keeps of each cell
 
 
@@ -104,9 +105,42 @@ def profiles(root: Path) -> list[str]:
 
 
 def runs_under(root: Path, profile: str) -> list[str]:
-    """Names of the notebooks that `profile` has a parameter file for, in the order of a run."""
+    """Names of the notebooks that `profile` has a parameter file for, in the order of a run.
+
+    That is the profile's own (see `first_of`), then that of `notebooks`.
+    """
+    first = first_of(root, profile)
+    return [*first, *(known.name for known in _under(root, profile) if known.name not in first)]
+
+
+def first_of(root: Path, profile: str) -> list[str]:
+    """The notebooks that papermill_runs/PROFILE/order.yaml has run first, in its order; [] without that file.
+
+    RunError where it is no list, or names one that the profile does not run, one twice, or one that reads the others'
+    records: these run last.
+    """
+    known, file = _under(root, profile), root / RUNS / profile / ORDER
+    if not file.is_file():
+        return []
+    source, given = str(file.relative_to(root)), from_yaml(file)
+    first = given.get("first")
+    if list(given) != ["first"] or not isinstance(first, list) or not first:
+        raise RunError(f"{source} must hold `first: [NAME, ...]`, the notebooks that run first, and nothing else")
+    readers, names = ([one.name for one in known if bool(one.reads) is reads] for reads in (True, False))
+    for place, name in enumerate(first):
+        if name in readers:
+            raise RunError(f"{source} names {name!r}, which reads what the others record and runs last: leave it out")
+        if name not in names:
+            near, there = suggestion(name, dict.fromkeys(names)), ", ".join(names) or "none"
+            raise RunError(f"{source} names {name!r}, which profile {profile!r} does not run{near}; there are: {there}")
+        if name in first[:place]:
+            raise RunError(f"{source} names {name!r} twice: name it once")
+    return first
+
+
+def _under(root: Path, profile: str) -> list[Notebook]:
     _chosen(profile, {name: name for name in profiles(root)}, "profile")
-    return [known.name for known in notebooks(root) if _parameter_file(root, known.name, profile).is_file()]
+    return [known for known in notebooks(root) if _parameter_file(root, known.name, profile).is_file()]
 
 
 def parameters(root: Path, name: str, profile: str, sets: dict[str, str]) -> dict[str, Any]:

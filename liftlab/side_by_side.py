@@ -54,13 +54,14 @@ def turns(root: Path, profile: str, asked: Asked, workers: int) -> list[list[str
     """The notebooks in groups: each group starts when the one before it is done.
 
     The first runs side by side, where it can those first whose last run took longest (or is unknown), so that the end
-    is no long one on one core. Then, one a group: those that time what they do, and those that read records.
+    is no long one on one core; in the order asked for where the profile has an order of its own. Then, one a group:
+    those that time what they do, and those that read records.
     """
     known = {known.name: known for known in runner.notebooks(root)}
     readers = [name for name in asked if known[name].reads]
     alone = [name for name in asked if name not in readers and known[name].times]
     together = [name for name in asked if name not in (*readers, *alone)]
-    if workers > 1:
+    if workers > 1 and not runner.first_of(root, profile):
         expected = progress.expected(root, profile, together)
         together.sort(key=lambda name: -expected.get(name, math.inf))
     return [*([together] if together else []), *([name] for name in (*alone, *readers))]

@@ -212,23 +212,45 @@ def test_each_repeat_begins_with_another_condition(on_tiny, tmp_path):
     assert list(frame.groupby("repeat")["condition"].first()) == ["icl", "lift", "lift_streamed"]
 
 
-def test_a_killed_run_goes_on_where_it_stopped(on_tiny, tmp_path, monkeypatch):
-    part, settings = efficiency.PARTS["documents_at_once"]
+def counted(monkeypatch, name, column, stop=()):
+    """What the cells of a part are asked for, a list that grows; the call that makes it `stop` is interrupted."""
+    part, *known = efficiency.PARTS[name]
     calls = []
 
-    def failing(setting, **lengths):
-        calls.append(setting.repeat)
-        if calls == [0, 1]:
+    def called(setting, **lengths):
+        calls.append((setting.repeat, *lengths[column]))
+        if calls == list(stop):
             raise KeyboardInterrupt
         return part(setting, **lengths)
 
-    monkeypatch.setitem(efficiency.PARTS, "documents_at_once", (failing, settings))
+    monkeypatch.setitem(efficiency.PARTS, name, (called, *known))
+    return calls
+
+
+def test_a_killed_run_goes_on_where_it_stopped(on_tiny, tmp_path, monkeypatch):
+    calls = counted(monkeypatch, "documents_at_once", "at_once", stop=[(0, 1), (0, 2), (1, 2)])
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, "documents_at_once")
     frame = run(tmp_path, "documents_at_once")
-    assert calls == [0, 1, 1] and set(frame["repeat"]) == {0, 1}
+    assert calls == [(0, 1), (0, 2), (1, 2), (1, 2), (1, 1)] and set(frame["repeat"]) == {0, 1}
     pd.testing.assert_frame_equal(run(tmp_path, "documents_at_once"), frame)
-    assert calls == [0, 1, 1]
+    assert len(calls) == 5
+
+
+def test_each_length_is_kept_by_itself_whatever_others_are_asked_for(on_tiny, tmp_path, monkeypatch):
+    calls = counted(monkeypatch, "first_token", "input_tokens")
+    run(tmp_path, "first_token", input_tokens=[120], repeats=1)
+    frame = run(tmp_path, "first_token", input_tokens=[120, 160], repeats=2)
+    assert calls == [(0, 120), (0, 160), (1, 160), (1, 120)]
+    assert set(frame["input_tokens"]) == {120, 160}
+    run(tmp_path, "first_token", input_tokens=[160], repeats=2)
+    assert len(calls) == 4
+
+
+def test_decoding_is_timed_over_a_bounded_number_of_tokens(on_tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(efficiency_parts, "MOST_DECODED", 4)
+    frame = run(tmp_path, "throughput", output_tokens=[1, 30], repeats=1)
+    assert set(frame.loc[frame["component"] == "decode", "output_tokens"]) == {4}
 
 
 def test_running_out_of_memory_is_a_record_and_the_others_go_on(on_tiny, tmp_path, monkeypatch):

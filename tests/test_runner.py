@@ -78,6 +78,45 @@ def test_a_notebook_runs_under_the_profiles_that_have_its_parameter_file(root):
     assert runner.runs_under(root, "paper") == ["b"]
 
 
+def test_a_profile_s_own_order_comes_first_and_readers_stay_last(root):
+    for name in ("c", "d", "reader"):
+        write(root, name, "1", metadata={"reads": "records"} if name == "reader" else None)
+        (root / f"papermill_runs/micro/{name}.yaml").write_text("")
+    order = root / "papermill_runs/micro/order.yaml"
+    assert runner.runs_under(root, "micro") == ["a", "b", "c", "d", "reader"] and not runner.first_of(root, "micro")
+    order.write_text("first: [d, b]\n")
+    assert runner.first_of(root, "micro") == ["d", "b"]
+    assert runner.runs_under(root, "micro") == ["d", "b", "a", "c", "reader"]
+    assert runner.runs_under(root, "paper") == ["b"]
+    with pytest.raises(RunError, match="no profile is called 'macro'"):
+        runner.first_of(root, "macro")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "first: [b, aa]",
+            "order.yaml names 'aa', which profile 'micro' does not run, did you mean 'a'.; there are: a, b",
+        ),
+        ("first: [a, a]", "order.yaml names 'a' twice"),
+        ("first: [reader, a]", "order.yaml names 'reader', which reads what the others record and runs last"),
+        ("first: a", "papermill_runs/micro/order.yaml must hold `first: .NAME, ....`"),
+        ("first: []", "must hold `first"),
+        ("", "must hold `first"),
+        ("first: [a]\nlast: [b]", "must hold `first"),
+        ("[a, b]", "order.yaml must hold `parameter: value` lines"),
+        ("first: [3]", "names 3, which profile"),
+    ],
+)
+def test_a_wrong_order_is_one_clear_error(root, text, words):
+    write(root, "reader", "1", metadata={"reads": "records"})
+    (root / "papermill_runs/micro/reader.yaml").write_text("")
+    (root / "papermill_runs/micro/order.yaml").write_text(text)
+    with pytest.raises(RunError, match=words):
+        runner.runs_under(root, "micro")
+
+
 def test_set_beats_yaml_beats_default(root):
     file = root / "papermill_runs/micro/b.yaml"
     assert runner.parameters(root, "b", "micro", {}) == {"seeds": [0, 1], "profile": "micro"}

@@ -92,6 +92,14 @@ def test_the_longest_of_the_last_runs_goes_first_and_an_unknown_one_before_it(ro
     assert side_by_side.turns(root, "micro", asked, 1) == [["a", "b", "c"]]  # nothing to gain: the order asked for
 
 
+def test_an_order_of_the_profile_s_own_prevails_over_the_longest_first(root):
+    keep_run(root, "a", 5.0)
+    keep_run(root, "c", 9.0)
+    (root / "papermill_runs/micro/order.yaml").write_text("first: [b, a]\n")
+    asked = dict.fromkeys(["b", "a", "c"], {})
+    assert side_by_side.turns(root, "micro", asked, 2) == [["b", "a", "c"]]
+
+
 def test_what_times_itself_runs_alone_and_what_reads_records_last(root):
     """Notebooks that ask a generator run side by side as all do: the cache of replies is safe between processes."""
     asked = dict.fromkeys(["reader", "timed", "a", "b", "c"], {})

@@ -218,6 +218,27 @@ def test_the_hub_is_asked_for_the_revision_and_the_commit_is_pinned(tiny, folder
         assert sources.pinned(one) == one
 
 
+@pytest.mark.parametrize(("given", "read", "there"), [(LOOGLE, read_loogle, 7), (LONGBENCH, read_longbench, 6)])
+def test_a_folder_may_stand_in_for_the_hub_and_then_hold_fewer_documents(
+    tiny, folder, monkeypatch, capsys, given, read, there
+):
+    (task,) = given["tasks"]
+    monkeypatch.setenv(sources.INSTEAD[given["source"]], str(folder))
+    monkeypatch.setattr(hub_data, given["source"], lambda *_: pytest.fail("the hub was asked"))
+    assert sources.files(given) == (folder / f"{task}.jsonl",) and sources.pinned(given) == given
+    assert set(sources.provenance(given)["files_sha256"]) == {f"{task}.jsonl"}
+    assert sources.number(given, 3) == 3 and capsys.readouterr().err == ""
+    assert sources.number(given, 20) == there
+    names = [document.name for document in sources.documents(given, 20, tiny)]
+    assert names == [document.name for document in read(folder / f"{task}.jsonl")]
+    assert capsys.readouterr().err.count(f"holds {there} documents of {task}, not 20: all are used") == 1
+    with pytest.raises(ValueError, match=f"documents = 20: the benchmark has {there}"):
+        sources.number({**given, "path": str(folder)}, 20)  # a path of one's own is taken at its word
+    monkeypatch.setenv(sources.INSTEAD[given["source"]], str(folder / "nowhere"))
+    with pytest.raises(FileNotFoundError, match=f"no such file: .*nowhere/{task}.jsonl"):
+        sources.files(given)
+
+
 def test_a_needle_stands_at_its_depth_in_the_first_words_of_the_texts(tiny, folder):
     benchmark = all_sources(folder)["needle"]
     hay = (folder / "hay" / "a.txt").read_text("utf-8")

@@ -13,6 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from liftlab.auxiliary.replies import Read, Reply, Request
 from liftlab.models import BaseModel
 
+BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}  # padded tokens of one batch, by the device's type
 RETRY_TEMPERATURE = 0.7  # of a greedy request whose reply was unusable: greedy again would give the same
 
 
@@ -41,11 +42,13 @@ class LocalModel:
     Messages go through the chat template, and the reply begins with the request's `opening`. The first attempt is at
     the request's temperature (0: greedy), later ones at RETRY_TEMPERATURE or above, with noise that the request and the
     attempt alone decide. A request that does not fit the window is a failure. `batch_tokens` bounds the padded tokens
-    of one batch, replies included (one request may exceed it). ValueError without a chat template. The model and the
-    global random state are left as they are.
+    of one batch, replies included (one request may exceed it); None: as `BATCH_TOKENS` has it. ValueError without a
+    chat template. The model and the global random state are left as they are.
     """
 
-    def __init__(self, base: BaseModel, attempts: int = 2, batch_tokens: int = 8192) -> None:
+    def __init__(self, base: BaseModel, attempts: int = 2, batch_tokens: int | None = None) -> None:
+        if batch_tokens is None:
+            batch_tokens = BATCH_TOKENS.get(base.model.device.type, BATCH_TOKENS["cpu"])
         for setting, value in (("attempts", attempts), ("batch_tokens", batch_tokens)):
             if value < 1:
                 raise ValueError(f"local model: {setting} = {value}: must be at least 1")

@@ -53,13 +53,16 @@ def run(
 ) -> pd.DataFrame:
     """Records of `parts`, each repeated; the conditions of a part take turns, and begin with another in every repeat.
 
+    A cell of the cache is one length of input (or number of documents at once) of one part in one repeat, all parts in
+    the first repeat before any in the second: what a stopped run has measured is kept, for more or fewer lengths too.
+
     first_token: seconds to the first token at each of `input_tokens`, from a loaded model: icl (prompt with the
     document), lift (all pairs made, then trained, then asked closed book), lift_streamed (trained while they come). The
     pairs are played back: one every `generation_seconds_per_pair` (column pair_seconds), 0 = there at once.
     output_length: seconds until each of `output_tokens` at `long_input_tokens`; an answer is made once, to the longest.
     memory: GiB at the peak of loading, taking in an input and one token (column method says of what).
     throughput, at `long_input_tokens`: tokens a second, and their share of the machine's peak, measured in each repeat:
-    prefill, training (as the recipe says), training_segments (segments of the recipe's length alone, one epoch),
+    prefill, training (as the recipe says), training_segments (segments of the recipe's length alone, not overlapping),
     decode (bytes of weights a token). Operations: see `timings.Operations`.
     documents_at_once: documents lifted an hour, of the shortest of `input_tokens`, one by one or stacked within
     `memory_gib`.
@@ -83,12 +86,25 @@ def run(
         "generation_seconds_per_pair": float(generation_seconds_per_pair), "at_once": at_once,
         "memory_gib": float(memory_gib),
     }  # fmt: skip
-    grid = [{**common, **{name: every[name] for name in PARTS[part][1]}, "part": part, "repeat": repeat}
-            for repeat in range(repeats) for part in parts]  # fmt: skip
+    grid = [{**common, **settings, "part": part, "repeat": repeat}
+            for repeat in range(repeats) for part in parts for settings in _places(part, every, repeat)]  # fmt: skip
     facts = lambda: {"base_model": base_model(base, window_tokens).provenance}  # noqa: E731
     files = (*data_files(), Path(__file__).parents[1] / "data" / "architectures.yaml")
     modules = tuple(dict.fromkeys((*COMPUTE, *(f"liftlab.{name}" for name in MODULES))))
     return cells.run("efficiency", cell, grid, Path(records), modules, facts, files, alone=True)
+
+
+def _places(part: str, every: dict, repeat: int) -> list[dict]:
+    """The settings of a part's cells: one for each value of the list that it goes through, another first each time."""
+    _, names, through = PARTS[part]
+    settings = {name: every[name] for name in names}
+    if part == "documents_at_once":
+        settings["input_tokens"] = every["input_tokens"][:1]
+    if not through:
+        return [settings]
+    values = every[through]
+    first = repeat % len(values)
+    return [{**settings, through: [value]} for value in (*values[first:], *values[:first])]
 
 
 def _rising(name: str, values: Sequence[int]) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from liftlab import benchmarks, hub_data
+from liftlab import benchmarks, hub_data, run_log
 from liftlab.documents import Document, Question
 from liftlab.models import BaseModel
 from liftlab.register_tasks import TASKS, with_tasks
@@ -30,6 +31,7 @@ NAMES = {  # of tasks
     "loogle": (*hub_data.LOOGLE_TASKS, *PART_OF),
     "longbench": hub_data.LONGBENCH_TASKS,
 }
+INSTEAD = {"loogle": "LIFTLAB_LOOGLE", "longbench": "LIFTLAB_LONGBENCH"}  # environment: folders in place of the hub
 MADE = ("register", "register_needle", "needle")  # sources that make as many documents as are asked for
 SHORT = "short_qa"  # the kind of LooGLE's short-dependency questions, whose rows name none
 OWN = "questions"  # the kind of one's own questions that name none
@@ -90,9 +92,9 @@ _BOUNDS: dict[str, tuple[Callable[[object], bool], str]] = {
 def files(benchmark: dict) -> tuple[Path, ...]:
     """The local files that the documents are read from; FileNotFoundError where one is not there."""
     plan = checked(benchmark)
-    if not plan.get("path"):
+    if not _folder(plan):
         return ()
-    path = Path(plan["path"]).expanduser()
+    path = Path(_folder(plan)).expanduser()
     if plan["source"] == "needle":
         found = tuple(sorted(file for file in path.glob("*") if file.suffix in (".txt", ".md"))) or (path / "*.txt",)
     else:
@@ -106,7 +108,7 @@ def files(benchmark: dict) -> tuple[Path, ...]:
 def pinned(benchmark: dict) -> dict:
     """`benchmark`; where it is read from the hub, with the commit of its revision, so that records hold and keep it."""
     plan = checked(benchmark)
-    if plan["source"] not in ("loogle", "longbench") or plan["path"]:
+    if plan["source"] not in INSTEAD or _folder(plan):
         return benchmark
     hub = hub_data.loogle if plan["source"] == "loogle" else hub_data.longbench
     return {**plan, "revision": hub(_file(plan, plan["tasks"][0]), plan["revision"] or None).revision}
@@ -213,7 +215,7 @@ def _moved(questions: tuple[Question, ...], needle: tuple[int, int]) -> list[Que
 
 def _loogle(plan: dict, count: int, base: BaseModel | None) -> list[Document]:
     read = _read(plan, benchmarks.read_loogle, hub_data.loogle)
-    found = [d for task in plan["tasks"] for d in _sample(_of_kind(read(_file(plan, task)), task), count)]
+    found = [d for task in plan["tasks"] for d in _some_of(plan, task, _of_kind(read(_file(plan, task)), task), count)]
     return [replace(d, questions=tuple(replace(q, kind=q.kind or SHORT) for q in d.questions)) for d in found]
 
 
@@ -232,14 +234,27 @@ def _of_kind(found: list[Document], task: str) -> list[Document]:
 
 def _longbench(plan: dict, count: int, base: BaseModel | None) -> list[Document]:
     read = _read(plan, benchmarks.read_longbench, hub_data.longbench)
-    return [document for task in plan["tasks"] for document in _sample(read(task), count)]
+    return [document for task in plan["tasks"] for document in _some_of(plan, task, read(task), count)]
 
 
 def _read(plan: dict, local: Callable, hub: Callable) -> Callable[[str], list[Document]]:
-    """A task's documents: of `path`, a folder that holds TASK.jsonl, where it is given, else from the hub."""
-    if plan["path"]:
-        return lambda task: local(Path(plan["path"]).expanduser() / f"{task}.jsonl")
+    """A task's documents: of a folder that holds TASK.jsonl, where one is given (see `_folder`), else from the hub."""
+    if _folder(plan):
+        return lambda task: local(Path(_folder(plan)).expanduser() / f"{task}.jsonl")
     return lambda task: hub(task, plan["revision"] or None).documents
+
+
+def _folder(plan: dict) -> str:
+    """Where a benchmark's files are: its path, or what the environment gives in place of the hub, or ""."""
+    return plan.get("path") or os.environ.get(INSTEAD.get(plan["source"], ""), "")
+
+
+def _some_of(plan: dict, task: str, found: list[Document], count: int) -> list[Document]:
+    """`_sample`; a folder that stands in for the hub may hold fewer documents than that has: then all of them."""
+    if count > len(found) and _folder(plan) and not plan["path"]:
+        run_log.say(f"{INSTEAD[plan['source']]} holds {len(found)} documents of {task}, not {count}: all are used")
+        return found
+    return _sample(found, count)
 
 
 def _needles(plan: dict, count: int, base: BaseModel | None) -> list[Document]:

@@ -32,7 +32,7 @@ from liftlab.recipes import Recipe
 from liftlab.stacked import Job
 
 DOCUMENTS_AT_ONCE = 8
-BATCH_TOKENS = 16384  # padded prompt tokens of one batch of questions
+BATCH_TOKENS = {"cpu": 16384, "cuda": 131072}  # padded prompt tokens of one batch of questions, by the device's type
 AT_ONCE = "LIFTLAB_AT_ONCE"  # environment variable: documents lifted at once
 MEMORY = "LIFTLAB_MEMORY_GIB"  # environment variable: the memory that lifting them may take
 
@@ -248,8 +248,12 @@ def _said(base: BaseModel, asks: dict[int, Ask]) -> dict[int, Answers | Exceptio
     return {place: found[place] for place in asks}
 
 
-def _answered(base: BaseModel, asks: Sequence[Ask], batch_tokens: int = BATCH_TOKENS) -> list[Answers]:
-    """Where memory runs out, batches are halved, as long as one holds more than a prompt of each document."""
+def _answered(base: BaseModel, asks: Sequence[Ask], batch_tokens: int = 0) -> list[Answers]:
+    """In batches of `batch_tokens` (0: what the device is given at first), halved where memory runs out.
+
+    That ends where one holds no more than a prompt of each document.
+    """
+    batch_tokens = batch_tokens or BATCH_TOKENS.get(base.model.device.type, BATCH_TOKENS["cpu"])
     prompts, lifted, tokens = [ask.prompts for ask in asks], [ask.lifted for ask in asks], asks[0].answer_tokens
     try:
         with machine.memory_errors():
