@@ -138,7 +138,7 @@ def save(folder: str | Path, figures: str | Path) -> tuple[Figure, pd.DataFrame]
     with mpl.rc_context(STYLE):
         figure = draw(data)
     shown = table(data)
-    write_figure(figure, data, Path(figures) / "claims", failed)
+    write_figure(figure, data, Path(figures) / "claims", failed, wide=True)
     replace_file(Path(figures) / "claims.md", noted(markdown(shown), failed).encode("utf-8"))
     return figure, shown
 

@@ -44,19 +44,17 @@ def _of_method(data: pd.DataFrame, kinds: list[str]) -> dict:
     by_kind = data[data["panel"] == "kind"].set_index("kind")["mean"]
     shown = {KINDS.get(kind, kind.replace("_", " ")): f"{by_kind[kind]:.2f}" if kind in by_kind else NOTHING
              for kind in kinds}  # fmt: skip
+    of = {row["cost"]: row for _, row in data[data["cost"].notna()].iloc[::-1].iterrows()}  # a cost's first row
     return {"accuracy": "; ".join([*right, *told]), **shown,
-            **{title: _cost(data, *how) for title, how in COSTS.items()}}  # fmt: skip
+            **{title: _cost(of[cost], form) if cost in of else NOTHING for title, (cost, form) in COSTS.items()},
+            }  # fmt: skip
 
 
 def _share(row: pd.Series) -> str:
     return "" if row["documents"] == row["of_documents"] else f" ({row['documents']} of {row['of_documents']})"
 
 
-def _cost(data: pd.DataFrame, cost: str, form: str) -> str:
+def _cost(row: pd.Series, form: str) -> str:
     """A star where the method is on the front of this cost."""
-    rows = data[data["cost"] == cost]
-    if rows.empty:
-        return NOTHING
-    row = rows.iloc[0]
     drawn = row["panel"] == "cost"
     return form.format(row["cost_mean"] if drawn else row["mean"]) + (" *" if drawn and row["front"] else "")

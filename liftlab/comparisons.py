@@ -186,15 +186,15 @@ def many_documents(records: pd.DataFrame) -> Said:
     rows = answers(records)
     sizes = sorted({size for size in rows["together"] if size > 1})
     merged = [name for name in SHARED if name in set(rows["condition"]) - {"routed"}]
-    found = [Comparison(f"An adapter each minus {SHARED[name]}", f"{size} documents", values(records, "routed", size),
-                        values(records, name, size)) for name in merged for size in sizes]  # fmt: skip
+    found = [Comparison(f"An adapter each minus {SHARED[name]}", f"{size} documents", values(rows, "routed", size),
+                        values(rows, name, size)) for name in merged for size in sizes]  # fmt: skip
     largest = sizes[-1]
     for what, first, second in [
         ("Cost of the wrong route, own adapter minus another document's", "routed", "routed_wrong"),
         ("One adapter trained on all minus base, closed book", "joint", "closed_book"),
     ]:
-        other = values(records, second, 0 if second == "closed_book" else largest)
-        found.append(Comparison(what, f"{largest} documents", values(records, first, largest), other))
+        other = values(rows, second, 0 if second == "closed_book" else largest)
+        found.append(Comparison(what, f"{largest} documents", values(rows, first, largest), other))
     return found, ["What is averaged and tested is a group of documents; the counts of documents at p are of groups."]
 
 

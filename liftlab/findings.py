@@ -11,7 +11,7 @@ import pandas as pd
 from liftlab.canvas import PlotError, noted, worked
 from liftlab.comparisons import FINDINGS, Comparison, counted
 from liftlab.records import replace_file
-from liftlab.statistics import Paired, holm, minimum_detectable_effect, paired_differences, paired_test
+from liftlab.statistics import Paired, holm, minimum_detectable_effect, paired_differences, tested
 
 POWER = 0.8
 
@@ -41,17 +41,21 @@ def save(name: str, records: pd.DataFrame, folder: str | Path, cells: int | None
 
 
 def _bullet(what: str, comparisons: list[Comparison]) -> str:
-    tests = {place: paired_test(c.a, c.b) for place, c in enumerate(comparisons) if c.documents >= 2}
-    corrected = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
-    said = [_said(c, tests.get(place), corrected.get(place)) for place, c in enumerate(comparisons)]
+    apart = [paired_differences(c.a, c.b) if c.documents >= 2 else None for c in comparisons]
+    tests = [None if differences is None else tested(differences) for differences in apart]
+    corrected = iter(holm([test.p for test in tests if test]))
+    said = [_said(c, test, differences, next(corrected)) if test else _untested(c)
+            for c, test, differences in zip(comparisons, tests, apart, strict=True)]  # fmt: skip
     return f"- {what}: {'; '.join(said)}."
 
 
-def _said(comparison: Comparison, test: Paired | None, p: float | None) -> str:
+def _untested(comparison: Comparison) -> str:
+    return f"{comparison.who} not tested, {counted(comparison.documents)} with both".strip()
+
+
+def _said(comparison: Comparison, test: Paired, differences: pd.Series, p: float) -> str:
     """ "LoRA +0.93 [+0.88, +0.97], p = 0.06 (6 documents; an effect of 0.20 would be found with power 0.8)"."""
-    if test is None:
-        return f"{comparison.who} not tested, {counted(comparison.documents)} with both".strip()
-    effect = minimum_detectable_effect(paired_differences(comparison.a, comparison.b), POWER)
+    effect = minimum_detectable_effect(differences, POWER)
     found = f"an effect of {effect:.2f} would be found with power {POWER}" if effect else "the same in each of them"
     lead = f"{comparison.who} no difference found:" if test.low <= 0 <= test.high else comparison.who
     numbers = f"{signed(test.difference)} [{signed(test.low)}, {signed(test.high)}]"

@@ -118,9 +118,8 @@ def _levels(axis: Axes, points: pd.DataFrame) -> None:
             axis.axhline(level, color="0.3", linestyle=line, linewidth=1.2, label=LABELS.get(name, name), zorder=0)
 
 
-def values(records: pd.DataFrame, condition: str, together: int) -> pd.Series:
-    """The accuracy of each group of documents, by its name."""
-    rows = answers(records)
+def values(rows: pd.DataFrame, condition: str, together: int) -> pd.Series:
+    """The accuracy of each group of documents, by its name, from the rows of `answers`."""
     rows = rows[(rows["condition"] == condition) & (rows["together"] == together)]
     return by_document(rows, []).set_index("document")["value"]
 

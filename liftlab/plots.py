@@ -60,6 +60,7 @@ STYLE = {
     "axes.axisbelow": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
+    "axes.titley": 1.0,  # nothing stands above a panel that its title would have to avoid
     "font.sans-serif": ["Arial", "DejaVu Sans", "Liberation Sans", "Bitstream Vera Sans", "sans-serif"],
     "legend.frameon": False,
     "lines.solid_capstyle": "round",
@@ -191,14 +192,21 @@ def save(name: str, records: pd.DataFrame, folder: str | Path, cells: int | None
     return figure
 
 
-def write_figure(figure: Figure, data: pd.DataFrame, path: Path, note: str = "") -> None:
-    """The figure, `note` below its title, as path.png and path.svg, its numbers as path.csv, and the figure closed."""
+def write_figure(figure: Figure, data: pd.DataFrame, path: Path, note: str = "", wide: bool = False) -> None:
+    """The figure, `note` below its title, as path.png and path.svg, its numbers as path.csv, and the figure closed.
+
+    The SVG has the PNG's layout, as laying out takes as long as drawing; one of its own where names are so `wide` that
+    they would not fit, as a text's width depends on the resolution.
+    """
     plt.close(figure)  # a notebook shows the returned figure once, not twice
     if note:
         figure.suptitle(f"{figure.get_suptitle()}\n{note}", fontsize="medium")
+    layout = figure.get_layout_engine()
     with mpl.rc_context(SVG):
         replace_file(path.with_name(f"{path.name}.png"), _rendered(figure, "png", {"Software": None}))
+        figure.set_layout_engine(layout if wide else "none")
         replace_file(path.with_name(f"{path.name}.svg"), _rendered(figure, "svg", {"Date": None, "Creator": None}))
+    figure.set_layout_engine(layout)
     text = data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     replace_file(path.with_name(f"{path.name}.csv"), text.encode("utf-8"))
 

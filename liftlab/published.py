@@ -64,7 +64,7 @@ def of(notebook: str) -> pd.DataFrame:
 
     A further column, reason, says why a row is not re-run; it is "" for those that are.
     """
-    rows = reproduced()
+    rows = _reproduced()
     return rows[rows["notebook"] == notebook].drop(columns="notebook").reset_index(drop=True)
 
 
@@ -91,6 +91,11 @@ def _reason(item: Item, row: pd.Series) -> str:
 
 def _apart(part: dict[str, Any]) -> Apart:
     return Apart(part["column"], tuple(part["values"]), part["reason"])
+
+
+@cache
+def _reproduced() -> pd.DataFrame:
+    return reproduced()
 
 
 @cache

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
 Interval = tuple[float, float, float]  # mean, low, high
+RESAMPLES = 10_000
+AT_ONCE = 8  # groups of documents resampled by one call; of more, the resamples do not stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Paired:
 def interval(
     values_by_document: pd.Series | Mapping[str, float] | Sequence[float],
     confidence: float = 0.95,
-    resamples: int = 10_000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
     """Mean over documents and its bootstrap interval (expanded percentile), in the unit of the values.
@@ -39,25 +42,49 @@ def interval(
     series = pd.Series(values_by_document, dtype=float)
     if series.empty or not np.isfinite(series.to_numpy()).all():
         raise ValueError(f"interval of {len(series)} values: needs at least one, all finite")
+    return _intervals([_means(series).to_numpy()], confidence, resamples, seed)[0]
+
+
+def _means(values: pd.Series) -> pd.Series:
+    """The mean of each document's values, sorted by document."""
+    return values.sort_index() if values.index.is_unique else values.groupby(level=0, sort=True).mean()
+
+
+def _intervals(groups: Sequence[np.ndarray], confidence: float, resamples: int, seed: int) -> list[Interval]:
+    """`interval` of each group of document means; every group has the resamples of a call for it alone."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence = {confidence}: give a number between 0 and 1, such as 0.95")
-    means = series.groupby(level=0, sort=True).mean().to_numpy()
-    mean = float(means.mean())
-    if len(means) == 1:
-        return mean, math.nan, math.nan
-    if np.ptp(means) == 0:
-        return float(means[0]), float(means[0]), float(means[0])
+    found: list[Interval] = [(float(means.mean()), math.nan, math.nan) for means in groups]
+    of_size: dict[int, list[int]] = {}
+    for place, means in enumerate(groups):
+        if len(means) > 1 and np.ptp(means) == 0:
+            found[place] = (float(means[0]),) * 3
+        elif len(means) > 1:
+            of_size.setdefault(len(means), []).append(place)
+    for places in of_size.values():
+        for some in (places[start : start + AT_ONCE] for start in range(0, len(places), AT_ONCE)):
+            bounds = _bootstrapped(np.stack([groups[place] for place in some]), confidence, resamples, seed)
+            for place, (low, high) in zip(some, bounds, strict=True):
+                found[place] = (found[place][0], low, high)
+    return found
+
+
+def _bootstrapped(means: np.ndarray, confidence: float, resamples: int, seed: int) -> list[list[float]]:
+    """Low and high of each row of `means` (groups, documents); resampled in memory order, a row's sums are its own."""
     drawn = stats.bootstrap(
         (means,),
-        np.mean,
-        confidence_level=expanded(confidence, len(means)),
+        lambda of, axis: np.mean(np.ascontiguousarray(of), axis=axis),
+        axis=-1,
+        vectorized=True,
+        confidence_level=expanded(confidence, means.shape[1]),
         n_resamples=resamples,
         method="percentile",
         rng=np.random.default_rng(seed),
-    )
-    return mean, float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
+    ).confidence_interval
+    return np.stack([drawn.low, drawn.high], axis=1).tolist()
 
 
+@cache
 def expanded(confidence: float, documents: int) -> float:
     """The confidence to ask of a percentile bootstrap of n documents, so that it covers `confidence` for small n.
 
@@ -77,11 +104,16 @@ def summarise(frame: pd.DataFrame, by: list[str], confidence: float = 0.95, seed
     absent = [name for name in (*by, "document", "value") if name not in frame.columns]
     if absent:
         raise ValueError(f"cannot summarise: column {absent[0]!r} is missing; the table has {', '.join(frame.columns)}")
-    rows = []
-    for key, group in frame.groupby(by, sort=True, dropna=False):
-        values = group.set_index("document")["value"]
-        counts = (values.index.nunique(), len(values))
-        rows.append((*key, *interval(values, confidence, seed=seed), *counts))
+    group = frame.groupby(by, sort=True, dropna=False).ngroup().to_numpy()
+    counts, wrong = np.bincount(group), group[~np.isfinite(frame["value"].to_numpy(float))]
+    if len(wrong):
+        raise ValueError(f"interval of {counts[wrong[0]]} values: needs at least one, all finite")
+    means = frame["value"].groupby([group, frame["document"].to_numpy()], sort=True).mean()
+    documents = np.bincount(means.index.get_level_values(0))
+    parts = np.split(means.to_numpy(float), np.cumsum(documents)[:-1]) if len(counts) else []
+    keys = frame[by].iloc[np.unique(group, return_index=True)[1]].itertuples(index=False, name=None)
+    of = zip(keys, _intervals(parts, confidence, RESAMPLES, seed), documents.tolist(), counts.tolist(), strict=True)
+    rows = [(*key, *numbers, *both) for key, numbers, *both in of]
     return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "documents", "questions"])
 
 
@@ -96,7 +128,7 @@ def paired_differences(a: pd.Series | Mapping[str, float], b: pd.Series | Mappin
         wrong = series.index[~np.isfinite(series.to_numpy())]
         if len(wrong):
             raise ValueError(f"{name} holds a value that is not finite for document {wrong[0]!r}: leave it out of both")
-        means.append(series.groupby(level=0, sort=True).mean())
+        means.append(_means(series))
     first, second = means[0].align(means[1], join="inner")
     if len(first) < 2:
         counts = f"a has {len(means[0])}, b has {len(means[1])}"
@@ -104,7 +136,7 @@ def paired_differences(a: pd.Series | Mapping[str, float], b: pd.Series | Mappin
     return first - second
 
 
-def sign_flip_p(differences: np.ndarray, resamples: int = 10_000, seed: int = 0) -> float:
+def sign_flip_p(differences: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> float:
     """Two-sided p of the mean of `differences` (documents,) when each sign is as likely as its opposite.
 
     Exact where 2**n <= resamples, else Monte Carlo. Means that differ by rounding alone count as ties.
@@ -124,7 +156,7 @@ def sign_flip_p(differences: np.ndarray, resamples: int = 10_000, seed: int = 0)
 def paired_test(
     a: pd.Series | Mapping[str, float],
     b: pd.Series | Mapping[str, float],
-    resamples: int = 10_000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Paired:
     """Sign-flip permutation test of a against b, measured on the same documents; the interval is `interval`'s.
@@ -132,7 +164,11 @@ def paired_test(
     Indexed by document; only documents in both count. The smallest p that n documents can give is 2 / 2**n (0.0625 for
     5: never below 0.05), and 2 / (resamples + 1) where 2**n > resamples. Errors: see `paired_differences`.
     """
-    differences = paired_differences(a, b)
+    return tested(paired_differences(a, b), resamples, seed)
+
+
+def tested(differences: pd.Series, resamples: int = RESAMPLES, seed: int = 0) -> Paired:
+    """`paired_test` of what `paired_differences` returned."""
     mean, low, high = interval(differences, resamples=resamples, seed=seed)
     return Paired(mean, low, high, sign_flip_p(differences.to_numpy(), resamples, seed), len(differences))
 
@@ -158,7 +194,7 @@ def minimum_detectable_effect(
     noncentral t distribution, not by its usual approximation. All equal: 0. ValueError for fewer than 2 documents.
     """
     series = pd.Series(differences, dtype=float)
-    means = series.groupby(level=0, sort=True).mean().to_numpy()
+    means = _means(series).to_numpy()
     n = len(means)
     if n < 2 or not np.isfinite(series.to_numpy()).all():
         raise ValueError(f"minimum detectable effect of {n} documents: needs at least 2, all values finite")

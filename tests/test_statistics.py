@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from liftlab.statistics import interval, summarise
+from liftlab.statistics import AT_ONCE, interval, summarise
 
 
 def reference(means, confidence=0.95, resamples=10_000, seed=0):
@@ -106,6 +106,28 @@ def test_summarise_gives_each_group_its_own_interval():
     group = frame[(frame["condition"] == "lift") & (frame["windows"] == 2)]
     found = summarise(frame, ["condition", "windows"]).query("condition == 'lift' and windows == 2").iloc[0]
     assert tuple(found[["mean", "low", "high"]]) == interval(group.set_index("document")["value"])
+
+
+def test_groups_resampled_together_have_each_the_interval_of_a_call_of_its_own():
+    """More groups than one call takes, of 1 to 12 documents, some the same in all of them, one with a missing key."""
+    rng, parts = np.random.default_rng(3), []
+    for place in range(3 * AT_ONCE):
+        documents = [1, 2, 6, 12][place % 4]
+        values = rng.random(documents) if place % 5 else np.full(documents, 0.1)
+        group = float(place) if place else math.nan
+        parts.append(pd.DataFrame({"group": group, "document": [f"d{n}" for n in range(documents)], "value": values}))
+    frame = pd.concat([*parts, parts[3]]).sample(frac=1, random_state=0)
+    found = summarise(frame, ["group"]).set_index("group")[["mean", "low", "high"]]
+    for part in parts:
+        alone = interval(part.set_index("document")["value"])
+        np.testing.assert_array_equal(found.loc[part["group"].iloc[0]], alone)
+
+
+def test_summarise_refuses_a_value_that_is_not_finite_with_the_size_of_its_group():
+    frame = records()
+    frame.loc[frame.index[0], "value"] = math.nan
+    with pytest.raises(ValueError, match="interval of 15 values: needs at least one, all finite"):
+        summarise(frame, ["condition", "windows"])
 
 
 def test_summarise_by_one_column_and_by_a_missing_one():
