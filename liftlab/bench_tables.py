@@ -13,7 +13,12 @@ from liftlab.records import replace_file
 from liftlab.tables import markdown
 
 STUDY = "bench"  # of its records, whatever their file is called
-WAYS = {"reference": "authors' loop", "fast": "one by one", "stacked": "stacked"}
+WAYS = {
+    "reference": "authors' loop",
+    "fast": "one by one",
+    "stacked": "stacked",
+    "processes": "stacked, a process a core",
+}
 RATES = {"": "documents_per_hour_without_load", "_with_load": "documents_per_hour"}  # column suffix: metric
 MEDIANS = ("training_seconds", "load_seconds", "steps", "tokens", "tokens_per_second", "last_epoch_loss")
 LARGEST = ("loss_difference", "peak_memory")

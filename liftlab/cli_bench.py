@@ -49,6 +49,9 @@ def bench(
         int | None, typer.Option(help="Documents that the authors' loop lifts; all if not given.")
     ] = None,
     memory: Annotated[float, typer.Option(help="GiB for stacked documents, beside the base model.")] = 4.0,
+    processes: Annotated[
+        bool, typer.Option("--processes", help="Stack also in as many processes as there are cores (no GPU).")
+    ] = False,
     profile: Annotated[str, typer.Option(help="A subfolder of papermill_runs and figures.")] = "micro_timed",
     name: Annotated[str, typer.Option(help="Names the records and the table.")] = "bench",
 ) -> None:
@@ -69,6 +72,7 @@ def bench(
         at_once=_sizes(at_once),
         reference_documents=_reference_documents(reference, reference_documents, documents),
         memory_gib=memory,
+        processes=processes,
     )
     measured = study.run(comparison, records, shlex.join(["liftlab", *sys.argv[1:]]))
     from liftlab import bench_tables

@@ -112,6 +112,23 @@ def test_the_real_ways_do_the_same_work_on_a_base_model_loaded_as_often_as_said(
     assert first == pytest.approx([h[0].loss for h in fast.histories], rel=1e-4)
 
 
+def test_a_process_a_core_does_the_same_work_in_the_documents_order():
+    load, share = ways.reloading(models.load("micro")), work(3)
+    plan = replace(SMALL, at_once=(1, 3), reference_documents=0, processes=True)
+    outcomes = {way: ways.lift_all(way, load, share, plan.recipe, plan.memory_gib) for way in plan.ways}
+    assert [way.name for way in outcomes] == ["fast", "stacked", "processes"]
+    ways.check_same_work(outcomes)
+    fast, _, processes = outcomes.values()
+    assert bench._loss_difference(processes, fast) < 1e-3
+    assert processes.load > 0 and processes.training > 0
+
+
+def test_processes_are_refused_where_there_is_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="processes: a GPU is shared .* leave this out"):
+        replace(SMALL, processes=True)
+
+
 def test_loading_anew_gives_another_model_with_the_same_weights_and_checks_nothing(monkeypatch):
     base = models.load("micro")
     monkeypatch.setattr(gguf_weights, "sha256", lambda *paths: pytest.fail("a checksum was computed"))

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from liftlab import adapters, models, provenance, records, reference
@@ -46,7 +47,8 @@ class Comparison:
 
     A document has `windows` windows of tokens or, where `tokens` is not 0, that many; of its pairs the first `pairs`
     are trained on (0: all). The fast loop is always measured; the sizes above 1 in `at_once` are stacked, within
-    `memory_gib`. The authors' loop lifts the first `reference_documents` (0: it is left out).
+    `memory_gib`, and with `processes` also divided among as many processes as there are cores. The authors' loop lifts
+    the first `reference_documents` (0: it is left out).
     """
 
     base: str
@@ -59,6 +61,7 @@ class Comparison:
     at_once: tuple[int, ...]
     reference_documents: int
     memory_gib: float
+    processes: bool = False
 
     def __post_init__(self) -> None:
         at_least_one(documents=self.documents, rounds=self.rounds)
@@ -74,6 +77,8 @@ class Comparison:
                 f"recipe: adapter = {self.recipe.adapter!r} is lifted one document at a time: leave out the sizes "
                 "above 1, or choose lora or gated_memory"
             )
+        if self.processes and torch.cuda.is_available():
+            raise ValueError("processes: a GPU is shared by all documents of one process, leave this out")
         if self.reference_documents:
             reference.check(self.recipe, ())
 
@@ -97,7 +102,8 @@ class Comparison:
         """The ways to lift, in the order of the first round."""
         known = [Way("reference", 1, self.reference_documents)] if self.reference_documents else []
         known.append(Way("fast", 1, self.documents))
-        return known + [Way("stacked", size, self.documents) for size in sorted(self.at_once) if size > 1]
+        names = ("stacked", "processes") if self.processes else ("stacked",)
+        return known + [Way(name, size, self.documents) for name in names for size in sorted(self.at_once) if size > 1]
 
 
 def v4_style() -> dict[str, str]:
@@ -180,7 +186,7 @@ def _rows(outcomes: Mapping[Way, Outcome]) -> list[dict]:
     for place, (way, outcome) in enumerate(outcomes.items(), start=1):
         shared = {"condition": way.name, "at_once": way.at_once, "documents": way.documents, "place": place}
         values = _values(outcome)
-        if way.name == "stacked":
+        if way.name in ("stacked", "processes"):
             values["loss_difference"] = _loss_difference(outcome, fast)
         rows += [shared | {"metric": name, "unit": UNITS[name], "value": float(v)} for name, v in values.items()]
     return rows

@@ -9,6 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import joblib
 import torch
 
 from liftlab import lifting, machine, reference, stacked, weights
@@ -25,7 +26,10 @@ History = tuple[Step, ...]
 
 @dataclass(frozen=True)
 class Way:
-    """A way to lift: `name` is reference, fast or stacked; the first `documents` documents, `at_once` together."""
+    """A way to lift: `name` is reference, fast, stacked or processes; the first `documents` documents.
+
+    `at_once` are stacked; in way processes by as many processes as there are cores, each its even share.
+    """
 
     name: str
     at_once: int
@@ -33,7 +37,9 @@ class Way:
 
     @property
     def label(self) -> str:
-        return f"stacked, {self.at_once} at once" if self.name == "stacked" else self.name
+        if self.name in ("reference", "fast"):
+            return self.name
+        return f"stacked, {self.at_once} at once" + (", a process a core" if self.name == "processes" else "")
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,8 @@ def lift_all(way: Way, load: Load, work: Work, recipe: Recipe, memory_gib: float
         torch.cuda.reset_peak_memory_stats()
     if way.name == "reference":
         loading, training, histories = _reference(load, work, recipe)
+    elif way.name == "processes":
+        loading, training, histories = _in_processes(way, load, work, recipe, memory_gib)
     else:
         loading, training, histories = _liftlab(way, load, work, recipe, memory_gib)
     return Outcome(loading, training, tuple(histories), torch.cuda.max_memory_allocated() / 2**30 if cuda else None)
@@ -101,6 +109,22 @@ def _liftlab(way: Way, load: Load, work: Work, recipe: Recipe, memory_gib: float
             lifted = stacked.lift(base, jobs, memory_gib=memory_gib, progress=False)
         histories += [one.history for one in lifted]
     return loaded - began, _now(base) - loaded, histories
+
+
+def _in_processes(
+    way: Way, load: Load, work: Work, recipe: Recipe, memory_gib: float
+) -> tuple[float, float, list[History]]:
+    """As `_liftlab`, in processes with a thread and a base model each; from the first call on they are there."""
+    began, count = time.perf_counter(), joblib.cpu_count()
+    share = Way("stacked", -(-way.at_once // count), way.documents)
+    with joblib.parallel_config("loky", n_jobs=count, inner_max_num_threads=1):
+        parts = [work[place::count] for place in range(count)]
+        lift = joblib.delayed(_liftlab)
+        found = joblib.Parallel()(lift(share, load, part, recipe, memory_gib / count) for part in parts if part)
+    seconds = time.perf_counter() - began
+    loading = max(taken for taken, _, _ in found)
+    histories = [found[place % count][2][place // count] for place in range(len(work))]
+    return loading, seconds - loading, histories
 
 
 def _now(base: BaseModel) -> float:
