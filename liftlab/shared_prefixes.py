@@ -12,6 +12,7 @@ from liftlab.token_losses import causal_model, has_prefix
 
 ALIKE = 0.75  # of a prompt must be shared for it to join a prefix: two cuts of a document share its head alone, a half
 WORTH = 0.75  # of the tokens; where more are left to read, prompts are read whole
+CHANGING = ("dynamic", "longrope")  # RoPE types whose angles depend on how long a text is
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,16 @@ class Shared:
 
 
 def can_share(model) -> bool:
-    """Not with layers of a sliding window, where padding before the rest would count, nor behind a cartridge."""
+    """Whether what is read of a prefix is what would be read of it within a prompt, padded or not.
+
+    It is not with layers of a sliding window, positions that depend on the whole length, or a cartridge.
+    """
     config = model.config.get_text_config()
-    sliding = getattr(config, "sliding_window", None) or "sliding_attention" in (
-        getattr(config, "layer_types", None) or ()
-    )
-    return not sliding and not has_prefix(model)
+    layers = getattr(config, "layer_types", None) or ()
+    sliding = getattr(config, "sliding_window", None) or "sliding_attention" in layers
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {of.get("rope_type") for of in (rope, *rope.values()) if isinstance(of, dict)}
+    return not sliding and kinds.isdisjoint(CHANGING) and not has_prefix(model)
 
 
 def found(prompts: Sequence[list[int]]) -> Shared | None:

@@ -90,10 +90,19 @@ def test_where_little_is_shared_prompts_are_read_whole(tiny):
     assert found_in_rows(asked(tiny, (0, 1)), 18) is None
 
 
-def test_a_sliding_window_or_a_cartridge_is_read_whole(tiny):
+def test_a_cartridge_a_sliding_window_or_changing_positions_are_read_whole(tiny):
     assert can_share(tiny.model)
     recipe = Recipe.preset("micro/cartridge", prefix_tokens=4)
     with adapters.attached(tiny.model, adapters.config(recipe)) as wrapped:
         assert not can_share(wrapped)
-    tiny.model.config.sliding_window = 64
-    assert not can_share(tiny.model)
+    config, own = tiny.model.config, tiny.model.config.rope_parameters
+    for changed in ({"sliding_window": 64}, {"layer_types": ["full_attention", "sliding_attention"]},
+                    {"rope_parameters": {**own, "rope_type": "dynamic"}},
+                    {"rope_parameters": {"full_attention": {**own, "rope_type": "longrope"}}}):  # fmt: skip
+        before = {name: getattr(config, name, None) for name in changed}
+        for name, value in changed.items():
+            setattr(config, name, value)
+        assert not can_share(tiny.model), changed
+        for name, value in before.items():
+            setattr(config, name, value)
+    assert can_share(tiny.model)
