@@ -21,6 +21,13 @@ def one_process(monkeypatch):
     monkeypatch.setenv("LIFTLAB_WORKERS", "1")  # the tests themselves run side by side
 
 
+@pytest.fixture(autouse=True)
+def no_figure_left_open():
+    yield
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        pyplot.close("all")  # matplotlib warns of more than 20
+
+
 @pytest.fixture
 def tiny():
     """A base model of about 60,000 random weights that reads the register world's words; window 256 tokens."""
