@@ -15,7 +15,7 @@ from liftlab.documents import Document, Question
 from liftlab.models import BaseModel
 from liftlab.register_tasks import TASKS, with_tasks
 from liftlab.studies.registers import FIRST_DOCUMENT, QUESTION_TOKENS, at_least_one, known, register_of
-from liftlab.worlds import ENGLISH, Relation, vocabulary
+from liftlab.worlds import ENGLISH, vocabulary
 
 FIELDS = {  # of the `benchmark` parameter; a field without a default here must be given
     "register": {"tasks": None, "windows": 1.5, "filler": 0.1, "english": "plain"},
@@ -195,16 +195,13 @@ def _register_needle(base: BaseModel, seed: int, length: float, depth: float) ->
     question = replace(question, chance=1 / len(relation.values))
     questions = [
         replace(question, kind=f"length_{length:g}w_depth_{100 * depth:g}"),
-        *_trained(question, relation, name),
+        *(
+            replace(question, text=w.format(name=name), kind=relation.name, wording="trained")
+            for w in relation.questions
+        ),
         *_moved(hay.asked("trained"), question.evidence),
     ]
     return Document(f"needle-{seed}-{length:g}w", told.text, hay.title, tuple(questions))
-
-
-def _trained(question: Question, relation: Relation, name: str) -> list[Question]:
-    """The needle's question in the wordings that pairs may be trained in."""
-    return [replace(question, text=wording.format(name=name), kind=relation.name, wording="trained")
-            for wording in relation.questions]  # fmt: skip
 
 
 def _moved(questions: tuple[Question, ...], needle: tuple[int, int]) -> list[Question]:
