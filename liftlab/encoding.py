@@ -31,6 +31,11 @@ class Encoded:
     tokens: int
     weight: float
 
+    @property
+    def counts(self) -> torch.Tensor:
+        """Whether a token is real, (batch, tokens): no padding."""
+        return torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None]
+
 
 def example_weight(example: Example, recipe: Recipe) -> float:
     """The weight of each of its scored tokens in the loss."""

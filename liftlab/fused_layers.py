@@ -1,7 +1,7 @@
 """Layers of a stack with few passes over memory, forward and backward; what the model computes, to rounding.
 
-Layers whose form is known exactly have, for a while, one autograd function each: RMS norms, and gated MLPs with LoRA on
-all three projections. Other layers keep their own.
+Layers whose form is known exactly have, for a while, one autograd function each: RMS norms, gated MLPs with LoRA on all
+three projections, and queries, keys and values with LoRA on each. Other layers keep their own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers.activations import GELUTanh, SiLUActivation
 
-from liftlab.rotary import SUPPORTED, few_passes
+from liftlab.rotary import SUPPORTED, architecture, few_passes
 from liftlab.stacked_layers import StackedLora
+from liftlab.stacked_lora import Projected, project, project_back
+from liftlab.stacked_products import Groups
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 ADDED_ONE = ("gemma2", "gemma3")  # whose norms multiply by 1 + weight, in float32
@@ -40,21 +42,20 @@ def fused(model: nn.Module) -> Iterator[None]:
 
 def _fusable(model: nn.Module) -> Iterator[tuple[nn.Module, Forward]]:
     for module in model.modules():
-        kind, architecture = type(module).__name__, _architecture(module)
-        if architecture not in SUPPORTED:
+        kind, family = type(module).__name__, architecture(type(module))
+        if family not in SUPPORTED:
             continue
         if kind.endswith("RMSNorm"):
-            yield module, partial(_normed, module, architecture in ADDED_ONE)
+            yield module, partial(_normed, module, family in ADDED_ONE)
         elif kind.endswith("MLP"):
             layers = [module.gate_proj, module.up_proj, module.down_proj]
-            if _stacked(layers) and type(module.act_fn) in (SiLUActivation, GELUTanh):
+            if _alike(layers) and type(module.act_fn) in (SiLUActivation, GELUTanh):
                 yield module, partial(_mlp, layers, type(module.act_fn) is GELUTanh)
-
-
-def _architecture(module: nn.Module) -> str:
-    """The transformers architecture that defines the module, or nothing."""
-    where = type(module).__module__.split(".")
-    return where[2] if where[:2] == ["transformers", "models"] else ""
+        elif kind.endswith("Attention"):
+            layers = [module.q_proj, module.k_proj, module.v_proj]
+            if _alike(layers):
+                once = _Projections(layers)
+                yield from ((layer, partial(once.of, which)) for which, layer in enumerate(layers))
 
 
 def _normed(module: nn.Module, added_one: bool, x: torch.Tensor) -> torch.Tensor:
@@ -85,59 +86,73 @@ class _Norm(torch.autograd.Function):
         return wanted.mul_(inverse).addcmul_(wide, along).to(x.dtype), None, None
 
 
-def _stacked(layers: Sequence[nn.Module]) -> bool:
+def _alike(layers: Sequence[nn.Module]) -> bool:
     """Whether all are LoRA of one scaling on plain linear layers, weights and LoRA of one type."""
     return (
-        all(type(layer) is StackedLora and type(layer.base_layer) is nn.Linear for layer in layers)
+        all(type(layer) is StackedLora and layer.plain for layer in layers)
         and len({layer.scaling for layer in layers}) == 1
-        and len({weight.dtype for layer in layers for weight in (layer.base_layer.weight, layer.lora_A)}) == 1
+        and len({layer.lora_A.dtype for layer in layers}) == 1
     )
 
 
+def _tensors(layers: Sequence[StackedLora]) -> list[torch.Tensor | None]:
+    """As `Projected` takes them: all weights, all biases, all A, all B."""
+    of_each = [(one.base_layer.weight, one.base_layer.bias, one.lora_A, one.lora_B) for one in layers]
+    return [tensor for kind in zip(*of_each, strict=True) for tensor in kind]
+
+
+class _Projections:
+    """Queries, keys and values of one input: the first that an attention layer asks for computes all of them."""
+
+    def __init__(self, layers: Sequence[StackedLora]) -> None:
+        self._layers = layers
+        self._read: torch.Tensor | None = None
+        self._found: tuple[torch.Tensor, ...] = ()
+
+    def of(self, which: int, x: torch.Tensor) -> torch.Tensor:
+        """What layer `which` makes of `x` (rows, tokens, in)."""
+        if self._read is not x:
+            rows, first = x.reshape(-1, x.shape[-1]), self._layers[0]
+            given = (rows, first.scaling, first.stack.groups_of(len(rows)), *_tensors(self._layers))
+            self._read, self._found = x, Projected.apply(*given)
+        out = self._found[which].view(*x.shape[:-1], -1)
+        if which == len(self._layers) - 1:
+            self._read, self._found = None, ()
+        return out
+
+
 def _mlp(layers: Sequence[StackedLora], gelu: bool, x: torch.Tensor) -> torch.Tensor:
-    rows = x.reshape(len(layers[0].lora_A), -1, x.shape[-1])  # (documents, tokens, in)
-    linear = [t for layer in layers for t in (layer.base_layer.weight, layer.base_layer.bias)]
-    lora = [t for layer in layers for t in (layer.lora_A, layer.lora_B)]
-    return _GatedMlp.apply(rows, layers[0].scaling, gelu, *linear, *lora).view(*x.shape[:-1], -1)
+    rows, first = x.reshape(-1, x.shape[-1]), layers[0]  # (tokens, in)
+    given = (rows, first.scaling, gelu, first.stack.groups_of(len(rows)), *_tensors(layers))
+    return _GatedMlp.apply(*given).view(*x.shape[:-1], -1)
 
 
 class _GatedMlp(torch.autograd.Function):
     """down(act(gate(x)) * up(x)), each with LoRA; keeps gate and up, and computes their product again in backward."""
 
     @staticmethod
-    def forward(ctx, x, scaling, gelu, w_gate, bias_gate, w_up, bias_up, w_down, bias_down, *lora):
-        a_gate, b_gate, a_up, b_up, a_down, b_down = lora
-        a_both = torch.cat([a_gate, a_up], 1)
-        inner = x.bmm(a_both.mT).mul_(scaling)  # what LoRA's B reads, gate's beside up's
-        of_gate, of_up = inner.split([a_gate.shape[1], a_up.shape[1]], -1)
-        gate = functional.linear(x, w_gate, bias_gate).baddbmm_(of_gate, b_gate.mT)
-        up = functional.linear(x, w_up, bias_up).baddbmm_(of_up, b_up.mT)
-        product = _act(gate, gelu).mul_(up)
-        inner_down = product.bmm(a_down.mT).mul_(scaling)
-        ctx.scaling, ctx.gelu = scaling, gelu
-        ctx.save_for_backward(
-            x, gate, up, inner, inner_down, w_gate, w_up, w_down, a_both, b_gate, b_up, a_down, b_down
-        )
-        return functional.linear(product, w_down, bias_down).baddbmm_(inner_down, b_down.mT)
+    def forward(ctx, x: torch.Tensor, scaling: float, gelu: bool, groups: Groups, *tensors: torch.Tensor | None):
+        *weights, bias_gate, bias_up, bias_down, a_gate, a_up, a_down, b_gate, b_up, b_down = tensors
+        both = ([(weights[0], bias_gate), (weights[1], bias_up)], [a_gate, a_up], [b_gate, b_up])
+        (gate, up), inner = project(x, *both, scaling, groups)
+        down = ([(weights[2], bias_down)], [a_down], [b_down])
+        (out,), inner_down = project(_act(gate, gelu).mul_(up), *down, scaling, groups)
+        ctx.scaling, ctx.gelu, ctx.groups = scaling, gelu, groups
+        lora = (a_gate, a_up, a_down, b_gate, b_up, b_down)
+        ctx.save_for_backward(x, gate, up, inner, inner_down, *weights, *lora)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: torch.Tensor):
-        x, gate, up, inner, inner_down, w_gate, w_up, w_down, a_both, b_gate, b_up, a_down, b_down = ctx.saved_tensors
-        slope = gradient.bmm(b_down).mul_(ctx.scaling)
-        of_product = torch.matmul(gradient, w_down).baddbmm_(slope, a_down)
-        acted = _act(gate, ctx.gelu)
-        of_a_down, of_b_down = slope.mT.bmm(acted * up), gradient.mT.bmm(inner_down)
+        x, gate, up, inner, inner_down, *weights, a_gate, a_up, a_down, b_gate, b_up, b_down = ctx.saved_tensors
+        acted, settings = _act(gate, ctx.gelu), (ctx.scaling, ctx.groups)
+        down = ([gradient], acted * up, weights[2:], [a_down], [b_down], inner_down)
+        of_product, of_a_down, of_b_down = project_back(*down, *settings, True)
         of_up, of_gate = acted.mul_(of_product), _act_back(of_product.mul_(up), gate, ctx.gelu)
-        slope = torch.cat([of_gate.bmm(b_gate), of_up.bmm(b_up)], -1).mul_(ctx.scaling)
-        ranks = [b_gate.shape[-1], b_up.shape[-1]]
-        of_a_gate, of_a_up = slope.mT.bmm(x).split(ranks, 1)
-        of_b_gate, of_b_up = (of.mT.bmm(i) for of, i in zip((of_gate, of_up), inner.split(ranks, -1), strict=True))
-        of_x = torch.matmul(of_gate, w_gate) if ctx.needs_input_grad[0] else None
-        if of_x is not None:
-            of_x.view(-1, x.shape[-1]).addmm_(of_up.flatten(0, 1), w_up)
-            of_x.baddbmm_(slope, a_both)
-        return of_x, *[None] * 8, of_a_gate, of_b_gate, of_a_up, of_b_up, of_a_down, of_b_down
+        both = ([of_gate, of_up], x, weights[:2], [a_gate, a_up], [b_gate, b_up], inner)
+        of_x, of_a, of_b = project_back(*both, *settings, ctx.needs_input_grad[0])
+        return of_x, *[None] * 9, *of_a, *of_a_down, *of_b, *of_b_down
 
 
 def _act(x: torch.Tensor, gelu: bool) -> torch.Tensor:

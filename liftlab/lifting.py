@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from functools import partial
 
 import peft
 import torch
 from tqdm import tqdm
 
 from liftlab import adapters
-from liftlab.batches import epochs
+from liftlab.batches import Batch, epochs
 from liftlab.documents import Document
-from liftlab.encoding import Encoded, encoded, passes
+from liftlab.encoding import Encoded, encoded, example_weight, passes
 from liftlab.examples import (
     Example,
     Pair,
@@ -26,14 +25,16 @@ from liftlab.examples import (
     segments,
 )
 from liftlab.gated_layer import collected_gates, mean_gate
+from liftlab.history import History, Watch
 from liftlab.lifted import Lifted, Step
 from liftlab.models import BaseModel
+from liftlab.packed_attention import SequenceAttention, attention_of, packed_states
+from liftlab.packing import Packed, pack, tree_tokens
 from liftlab.prompts import style
 from liftlab.recipes import Recipe
 from liftlab.token_losses import hidden_states, token_losses
 
-Watch = Callable[[int, BaseModel], None]
-READ_STEPS = 64  # losses stay on the device, unread, for at most so many steps
+SHARED = 0.9  # of a batch's padded tokens: where its tree has more, sharing beginnings gains too little
 
 
 def make_examples(
@@ -167,61 +168,6 @@ def checkpointing(model, wanted: bool):
         getattr(model, f"{verb}_checkpointing_disable")()
 
 
-class History:
-    """The steps of one lift. Their losses stay on the device until `read`: nothing else in training waits for it."""
-
-    def __init__(self, base: BaseModel, recipe: Recipe, watch: Watch | None, every: int) -> None:
-        self.steps: list[Step] = []  # those whose losses have been read
-        self.done = 0
-        self._unread: list[tuple[int, torch.Tensor, float, int]] = []
-        self._base, self._recipe, self._watch, self._every = base, recipe, watch, every
-        self._began, self._tokens = time.perf_counter(), 0
-
-    def add(self, epoch: int, loss: torch.Tensor, tokens: int) -> None:
-        """One more step, its loss in nats (0-dimensional, on the device) and the tokens it read."""
-        self.done += 1
-        self._tokens += tokens
-        self._unread.append((epoch, loss, time.perf_counter() - self._began, self._tokens))
-        if len(self._unread) >= READ_STEPS:
-            self.read()
-
-    def read(self) -> None:
-        """Put every step into `steps`. FloatingPointError for a loss that is no number."""
-        unread, self._unread = self._unread, []
-        losses = torch.stack([loss for _, loss, _, _ in unread]).tolist() if unread else []
-        for (epoch, _, seconds, tokens), loss in zip(unread, losses, strict=True):
-            step = Step(len(self.steps) + 1, epoch, loss, seconds, tokens)
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss is {loss} at step {step.step}: "
-                    f"lower learning_rate (it is {self._recipe.learning_rate:g})"
-                )
-            self.steps.append(step)
-        if unread:  # the device has done the last of them only now
-            self.steps[-1] = replace(self.steps[-1], seconds=time.perf_counter() - self._began)
-
-    @property
-    def due(self) -> bool:
-        """Whether `watch` is to see the model now."""
-        return self._watch is not None and self.done % self._every == 0
-
-    def show(self, model) -> float:
-        """Call `watch`, off the clock; the seconds that it took. The model trains on afterwards."""
-        self.read()
-        began = time.perf_counter()
-        model.eval()
-        with torch.no_grad():
-            self._watch(self.done, replace(self._base, model=model))
-        model.train()
-        seconds = time.perf_counter() - began
-        self.pause(seconds)
-        return seconds
-
-    def pause(self, seconds: float) -> None:
-        """Take `seconds` off the clock."""
-        self._began += seconds
-
-
 def _train(model, base: BaseModel, recipe: Recipe, cut, answered, history: History, progress: bool) -> None:
     """Both stages with one optimizer, into `history`."""
     plans, total = epochs(cut, answered, recipe), None  # total: optimizer steps, unknown while pairs arrive
@@ -232,16 +178,16 @@ def _train(model, base: BaseModel, recipe: Recipe, cut, answered, history: Histo
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         recipe.learning_rate, recipe.betas, recipe.epsilon, recipe.weight_decay, fused=True,
     )  # fmt: skip
-    pad = base.tokenizer.pad_token_id
+    attention, pad = attention_of(model), base.tokenizer.pad_token_id
     model.train()
     if history.due:
         history.show(model)
     with tqdm(total=total, desc=f"lift {base.name}", disable=not progress, unit="step") as bar:
         for epoch, plan in enumerate(plans, start=1):
             for group in [plan] if recipe.step == "epoch" else ([batch] for batch in plan):
-                parts = [part for batch in group for part in passes(batch, model.device)]
-                batches = [encoded(part, recipe, pad, model.device) for part in parts]
-                loss = _step(model, optimizer, batches, recipe, learning_rate_share(recipe, history.done, total))
+                batches = [part for batch in group for part in _passes(model, batch, recipe, pad, attention)]
+                share = learning_rate_share(recipe, history.done, total)
+                loss = _step(model, optimizer, batches, recipe, share, attention)
                 history.add(epoch, loss, sum(batch.tokens for batch in batches))
                 if history.due:
                     history.show(model)
@@ -250,23 +196,42 @@ def _train(model, base: BaseModel, recipe: Recipe, cut, answered, history: Histo
             bar.set_postfix(loss=f"{history.steps[-1].loss:.3f}" if history.steps else "none yet")
 
 
-def _step(model, optimizer, batches: list[Encoded], recipe: Recipe, share: float) -> torch.Tensor:
-    """One optimizer step over `batches`, at `share` of the learning rate.
+def _passes(
+    model, batch: Batch, recipe: Recipe, pad: int, attention: SequenceAttention | None
+) -> list[Encoded | Packed]:
+    """One pass over what the examples of `batch` begin with and how each goes on, where that spares much; else they are
+    padded, in parts.
+    """
+    parts = passes(batch, model.device)
+    padded = sum(len(part) * max(len(example.ids) for example in part) for part in parts)
+    if attention and attention.takes(batch) and tree_tokens(batch) <= SHARED * padded:
+        return [pack([batch], [partial(example_weight, recipe=recipe)], pad).to(model.device)]
+    return [encoded(part, recipe, pad, model.device) for part in parts]
+
+
+def _step(
+    model, optimizer, batches: Sequence[Encoded | Packed], recipe: Recipe, share: float,
+    attention: SequenceAttention | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """One optimizer step over `batches`, at `share` of the learning rate; `attention` reads those that are packed.
 
     The loss, on the device, is the weighted mean over all their scored tokens.
     """
     scored, read = sum(batch.weight for batch in batches), sum(batch.tokens for batch in batches)
-    parts = []
+    losses = []
     for batch in batches:
-        with collected_gates(model) if recipe.gate_penalty else nullcontext([]) as gates:
+        with (
+            collected_gates(model) if recipe.gate_penalty else nullcontext([]) as gates,
+            attention.within(batch) if isinstance(batch, Packed) else nullcontext(),
+        ):
             loss = _batch_loss(model, batch) / scored
-        (loss + _penalty(gates, batch, recipe, read)).backward()
-        parts.append(loss.detach())
+            (loss + _penalty(gates, batch, recipe, read)).backward()
+            losses.append(loss.detach())
     torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], recipe.clip_norm)
     optimizer.param_groups[0]["lr"] = recipe.learning_rate * share
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return torch.stack(parts).sum()
+    return torch.stack(losses).sum()
 
 
 def learning_rate_share(recipe: Recipe, done: int, total: int | None) -> float:
@@ -282,16 +247,15 @@ def learning_rate_share(recipe: Recipe, done: int, total: int | None) -> float:
     return warm * (1.0 if recipe.schedule == "constant" else 1.0 - done / total)
 
 
-def _batch_loss(model, batch: Encoded) -> torch.Tensor:
+def _batch_loss(model, batch: Encoded | Packed) -> torch.Tensor:
     """Summed weighted cross entropy (nats) over the scored tokens; the head is applied at these alone."""
-    hidden = hidden_states(model, batch.ids).flatten(0, 1).index_select(0, batch.places)
+    whole = packed_states(model, batch) if isinstance(batch, Packed) else hidden_states(model, batch.ids)
+    hidden = whole.flatten(0, 1).index_select(0, batch.places)
     return (token_losses(model, hidden, batch.labels) * batch.weights).sum()
 
 
-def _penalty(gates: list[torch.Tensor], batch: Encoded, recipe: Recipe, read: int) -> torch.Tensor | float:
+def _penalty(gates: list[torch.Tensor], batch: Encoded | Packed, recipe: Recipe, read: int) -> torch.Tensor | float:
     """gate_penalty times this batch's part of the mean gate over the step's `read` tokens; 0 without gates."""
     if not gates:
         return 0.0
-    at = torch.arange(batch.ids.shape[1], device=batch.ids.device)
-    real = at < batch.lengths[:, None]  # (batch, tokens): no padding
-    return recipe.gate_penalty * mean_gate(gates, real) * (batch.tokens / read)
+    return recipe.gate_penalty * mean_gate(gates, batch.counts) * (batch.tokens / read)

@@ -1,191 +1,226 @@
-"""Many sequences in one row: tokens side by side, attention within each sequence alone.
+"""Many examples in one row, as a tree of prefixes: what several of them begin with stands there once.
 
-A row holds the examples of one document. Everything but attention looks at single tokens, so nothing is padded there
-but each sequence, by less than a sixteenth, and the shorter rows. In short rows attention has a mask, a block for each
-sequence. In long ones it sees sequences of one length at a time: the tokens are put into that order and back, a
-permutation, so no mask is needed and nothing leaks.
+In a causal model what a token becomes depends on the tokens before it alone. So a beginning that examples of one
+document share, such as a chat template's opening, is computed once for all of them, and its gradient is the sum of
+theirs. A row holds the examples of one document; `packed_attention` lets each token see its own beginning.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
-from transformers import AttentionInterface, PreTrainedModel
 
 from liftlab.examples import IGNORED, Example
+from liftlab.stacked_products import Groups
 
-PACKED = "liftlab_packed"  # our attention function; as no mask function has that name, transformers makes no mask
-EAGER = "eager_attention_forward"  # each architecture has its own
-MASKED_TOKENS = 128  # rows up to this length: there the products a mask throws away cost less than a permutation
+MASKED_TOKENS = 128  # rows up to this length are not written out: what a mask throws away there costs less
+GROUP_TOKENS = 16  # about what one more group of rows costs beside its tokens on a CPU, measured with micro
+
+Weight = Callable[[Example], float]
+
+
+class _OnDevice:
+    """Tensors that go to a device together, their owner's other fields unchanged."""
+
+    def to(self, device: torch.device):
+        """On `device`; a copy to a GPU does not wait for it."""
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {name: _moved(value, device) for name, value in held.items()}
+        return replace(self, **moved)
+
+
+def _moved(value, device: torch.device):
+    if isinstance(value, torch.Tensor) and device.type == "cuda":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device) if isinstance(value, torch.Tensor | _OnDevice) else value
 
 
 @dataclass(frozen=True)
-class Packed:
-    """The tokens of one forward pass, (rows, tokens), a row a document; `scored` indexes the flattened rows.
+class Written(_OnDevice):
+    """The examples of all rows written out, each for itself, those of one length together.
 
-    `sequences` numbers the sequences. `order` puts flattened tokens into `shapes` (sequences, length), one after the
-    other; `back` undoes that. Of each scored token, the one whose successor is to be predicted: its label, its
-    example's weight and its row.
+    `order`: the place of each token, `shapes` (examples, length) one after the other. `back`: where each place stands
+    in `order` for the first time; `again`: where one that several examples share stands another time.
+    """
+
+    order: torch.Tensor
+    back: torch.Tensor
+    again: torch.Tensor
+    shapes: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Packed(_OnDevice):
+    """The tokens of one forward pass, (1, tokens), row after row; a row has the examples of one document.
+
+    `documents`: whose row stands first, second, ...; those without examples have none. `groups`: (rows, tokens of each,
+    padding with them), in that order. `counts`: how many of its row's examples have a token there, 0 for padding.
+    `ends`: behind each token stand those that follow it in some example, and nothing else up to that place. `owners`:
+    the document of each token. `longest`: tokens of the longest example. `written` is None where rows are short.
+    `places` of the tokens whose successor is to be predicted; of each: its label, its example's weight, its document.
+    `kept` are those places, each once, and so many others that all rows of a group have as many: `kept_groups`.
+    `tokens` counts those of all examples; `weight` sums `weights`.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
-    real: torch.Tensor  # (rows, tokens), bool: no padding
-    sequences: torch.Tensor
-    order: torch.Tensor
-    back: torch.Tensor
-    shapes: tuple[tuple[int, int], ...]
-    scored: torch.Tensor
+    counts: torch.Tensor
+    ends: torch.Tensor
+    owners: torch.Tensor
+    documents: tuple[int, ...]
+    groups: Groups
+    longest: int
+    written: Written | None
+    places: torch.Tensor
     labels: torch.Tensor
     weights: torch.Tensor
-    rows: torch.Tensor
-
-    def to(self, device: torch.device) -> Packed:
-        """On `device`; a copy to a GPU does not wait for it."""
-        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)}
-        if device.type == "cuda":
-            tensors = {name: value.pin_memory() for name, value in tensors.items()}
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
+    scored_owners: torch.Tensor
+    kept: torch.Tensor
+    kept_groups: Groups
+    tokens: int
+    weight: float
 
 
 def padded_length(length: int) -> int:
-    """The length, in tokens, that a sequence is padded to: 16 lengths from each power of two to the next."""
+    """The length, in tokens, that an example is written out at: 16 lengths from each power of two to the next."""
     step = max(1, (1 << (length - 1).bit_length() - 1) // 16) if length > 1 else 1
     return -(-length // step) * step
 
 
-def pack(rows: Sequence[Sequence[Example]], weights_of: Sequence[Callable[[Example], float]], pad: int) -> Packed:
-    """Each row's examples side by side, `pad` the token id of padding; `weights_of[row]` gives the weight of an
+def tree_tokens(examples: Sequence[Example]) -> int:
+    """Tokens of a row of `examples`: each beginning that several of them share counts once."""
+    return len(_row(examples).ids)
+
+
+def pack(rows: Sequence[Sequence[Example]], weights_of: Sequence[Weight], pad: int) -> Packed:
+    """Each document's examples in a row, `pad` the token id of padding; `weights_of[document]` gives the weight of an
     example's scored tokens.
 
-    A row may be empty. ValueError where all are.
+    A document may have no example. ValueError where none has.
     """
-    longest = max((sum(padded_length(len(e.ids)) for e in row) for row in rows), default=0)  # tokens
-    if longest == 0:
+    trees = sorted((_row(row, of) for of, row in enumerate(rows) if row), key=lambda tree: -len(tree.ids))
+    if not trees:
         raise ValueError("no example was given to pack: give at least one")
-    ids, positions, real, sequences, lengths, starts = [], [], [], [], [], []
-    scored, labels, weights, owners = [], [], [], []
-    for number, row in enumerate(rows):
-        at = number * longest
-        for example in row:
-            length, taken = padded_length(len(example.ids)), len(example.ids)
-            ids += [*example.ids, *[pad] * (length - taken)]
-            positions += range(length)
-            real += [True] * taken + [False] * (length - taken)
-            sequences += [len(lengths)] * length
-            lengths.append(length)
-            starts.append(at)
-            places = [place for place in range(1, taken) if example.labels[place] != IGNORED]
-            scored += [at + place - 1 for place in places]
-            labels += [example.labels[place] for place in places]
-            weights += [weights_of[number](example)] * len(places)
-            owners += [number] * len(places)
-            at += length
-        missing = (number + 1) * longest - at
-        ids, positions, real = ids + [pad] * missing, positions + [0] * missing, real + [False] * missing
-        sequences += range(len(lengths), len(lengths) + missing)
-        lengths, starts = lengths + [1] * missing, starts + [*range(at, at + missing)]
-    order, shapes = _order(torch.tensor(lengths), torch.tensor(starts))
-    whole = lambda values: torch.tensor(values, dtype=torch.long)  # noqa: E731
+    groups, begin = _groups([len(tree.ids) for tree in trees]), 0
+    for tree, tokens in zip(trees, [tokens for count, tokens in groups for _ in range(count)], strict=True):
+        tree.close(begin, tokens, pad)
+        begin += tokens
+    scored = [found for tree in trees for found in tree.scored(weights_of[tree.document])]
+    places, labels, weights, owners = (list(column) for column in zip(*scored, strict=True)) if scored else ([],) * 4
+    kept, kept_groups = _kept(groups, set(places))
     return Packed(
-        whole(ids).view(len(rows), longest), whole(positions).view(len(rows), longest),
-        torch.tensor(real).view(len(rows), longest), whole(sequences).view(len(rows), longest),
-        order, torch.argsort(order), shapes,
-        whole(scored), whole(labels), torch.tensor(weights), whole(owners),
+        *(_whole([[value for tree in trees for value in getattr(tree, name)]])
+          for name in ("ids", "positions", "counts", "ends", "owners")),
+        tuple(tree.document for tree in trees), groups, max(len(path) for tree in trees for path in tree.paths),
+        _written(trees, begin) if len(trees[0].ids) > MASKED_TOKENS else None,
+        _whole(places), _whole(labels), torch.tensor(weights), _whole(owners), _whole(kept), kept_groups,
+        tokens=sum(len(path) for tree in trees for path in tree.paths), weight=sum(weights),
     )  # fmt: skip
 
 
-def _order(lengths: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, tuple[tuple[int, int], ...]]:
-    """The flattened tokens sequence by sequence, those of one length together, and (sequences, length) of each."""
-    parts, shapes = [], []
-    for length in lengths.unique().tolist():
-        first = starts[lengths == length]
-        parts.append((first[:, None] + torch.arange(length)).flatten())
-        shapes.append((len(first), length))
-    return torch.cat(parts), tuple(shapes)
+def _whole(values: Sequence) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.long)
 
 
-class SequenceAttention:
-    """Lets `model` attend within sequences; its own attention function does the work."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-        self._configs = [(config, config._attn_implementation) for config in configs.values()]
-        self._own = {id(config): name for config, name in self._configs}
-
-    @contextmanager
-    def within(self, packed: Packed) -> Iterator[None]:
-        """While open (backward included), the model reads `packed`, and nothing else."""
-        mask = None
-        if packed.ids.shape[1] <= MASKED_TOKENS:
-            same = packed.sequences[:, :, None] == packed.sequences[:, None]
-            mask = same.tril()[:, None]  # (rows, 1, tokens, tokens)
-
-        def attention(module, query, key, value, attention_mask, **settings):
-            _check_window(packed, settings.get("sliding_window"))
-            inner = _inner(self._own[id(module.config)], module)
-            if mask is not None:
-                return inner(module, query, key, value, _mask(inner, mask, query), **settings)
-            return _by_sequence(inner, packed, module, query, key, value, settings), None
-
-        AttentionInterface.register(PACKED, attention)
-        try:
-            for config, _ in self._configs:
-                config._attn_implementation_internal = PACKED
-            yield
-        finally:
-            for config, own in self._configs:
-                config._attn_implementation_internal = own
+def _groups(lengths: Sequence[int]) -> Groups:
+    """Rows of these falling lengths (tokens) in the groups, padded to one length each, that cost least in all."""
+    best: list[tuple[int, Groups]] = [(0, ())]  # for the first rows: tokens, and the groups they are in
+    for end in range(1, len(lengths) + 1):
+        ways = ((best[at][0] + (end - at) * lengths[at] + GROUP_TOKENS, at) for at in range(end))
+        tokens, at = min(ways)
+        best.append((tokens, (*best[at][1], (end - at, lengths[at]))))
+    return best[-1][1]
 
 
-def _check_window(packed: Packed, window: int | None) -> None:
-    longest = max(length for _, length in packed.shapes)
-    if window is not None and longest > window:
-        raise ValueError(
-            f"a sequence of {longest} tokens does not fit the model's sliding window of {window} tokens: lift such "
-            "documents one by one, or with shorter segments"
-        )
+def _kept(groups: Groups, scored: set[int]) -> tuple[list[int], Groups]:
+    """The places that `Packed.kept` holds, and `kept_groups`."""
+    kept, kept_groups, begin = [], [], 0
+    for count, tokens in groups:
+        rows = [range(at, at + tokens) for at in range(begin, begin + count * tokens, tokens)]
+        most = max(1, *(sum(place in scored for place in row) for row in rows))
+        kept += [place for row in rows for place in sorted(row, key=lambda place: place not in scored)[:most]]
+        kept_groups.append((count, most))
+        begin += count * tokens
+    return kept, tuple(kept_groups)
 
 
-def _inner(name: str, module) -> Callable:
-    """The attention function that the model has without packing."""
-    eager = getattr(sys.modules[type(module).__module__], EAGER, None)
-    return AttentionInterface().get_interface(name, eager)
+@dataclass
+class _Row:
+    """The tree of one document's examples, sorted by their tokens. `paths`: where the tokens of each stand, of which
+    the first `shared` stood there before it. Places count from the row's begin until it is closed.
+    """
+
+    document: int
+    examples: list[Example]
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    paths: list[list[int]] = field(default_factory=list)
+    shared: list[int] = field(default_factory=list)
+
+    def add(self, ids: Sequence[int]) -> None:
+        last = self.paths[-1] if self.paths else []
+        alike = (at for at, (place, token) in enumerate(zip(last, ids, strict=False)) if self.ids[place] != token)
+        shared = next(alike, min(len(last), len(ids)))
+        self._end(last[shared:])
+        path = [*last[:shared], *range(len(self.ids), len(self.ids) + len(ids) - shared)]
+        self.ids += ids[shared:]
+        self.positions += range(shared, len(ids))
+        self.counts += [0] * (len(ids) - shared)
+        self.ends += [0] * (len(ids) - shared)
+        for place in path:
+            self.counts[place] += 1
+        self.paths.append(path)
+        self.shared.append(shared)
+
+    def close(self, begin: int, tokens: int, pad: int) -> None:
+        """Place the row at `begin`, and fill it up to `tokens` with padding, of which each stands alone."""
+        self._end(self.paths[-1])
+        missing = range(len(self.ids), tokens)
+        self.ends = [begin + end for end in self.ends] + [begin + at + 1 for at in missing]
+        self.paths = [[begin + at for at in path] for path in self.paths]
+        self.alone = [begin + at for at in missing]
+        self.ids += [pad] * len(missing)
+        self.positions += [0] * len(missing)
+        self.counts += [0] * len(missing)
+        self.owners = [self.document] * tokens
+
+    def scored(self, weight: Weight) -> Iterator[tuple[int, int, float, int]]:
+        """Place, label, weight and document of each scored token."""
+        for path, example in zip(self.paths, self.examples, strict=True):
+            for at, label in enumerate(example.labels[1:]):
+                if label != IGNORED:
+                    yield path[at], label, weight(example), self.document
+
+    def _end(self, places: Sequence[int]) -> None:
+        for place in places:
+            self.ends[place] = len(self.ids)
 
 
-def _by_sequence(inner: Callable, packed: Packed, module, query, key, value, settings: dict) -> torch.Tensor:
-    """Attention output (rows, tokens, heads, head_dim) of query, key, value (rows, heads, tokens, head_dim)."""
-    rows, heads, tokens, _ = query.shape
-    sorted_by_length = [_Permuted.apply(t.transpose(1, 2).flatten(0, 1), packed.order, packed.back)
-                        for t in (query, key, value)]  # fmt: skip
-    sizes, outputs = [count * length for count, length in packed.shapes], []
-    for shape, *parts in zip(packed.shapes, *(t.split(sizes) for t in sorted_by_length), strict=True):
-        parts = [part.unflatten(0, shape).transpose(1, 2) for part in parts]
-        causal = None if inner.__name__ != EAGER else torch.ones(shape[1], shape[1], device=query.device).bool().tril()
-        outputs.append(inner(module, *parts, _mask(inner, causal, query), **settings)[0].flatten(0, 1))
-    output = _Permuted.apply(torch.cat(outputs), packed.back, packed.order)
-    return output.view(rows, tokens, heads, -1)
+def _row(examples: Sequence[Example], document: int = 0) -> _Row:
+    row = _Row(document, sorted(examples, key=lambda example: example.ids))
+    for example in row.examples:
+        row.add(example.ids)
+    return row
 
 
-def _mask(inner: Callable, seen: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor | None:
-    """`seen` (bool) as `inner` takes it: an eager function adds it to the scores; None where it is causal by itself."""
-    if seen is None or inner.__name__ != EAGER:
-        return seen
-    return torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, torch.finfo(query.dtype).min)
-
-
-class _Permuted(torch.autograd.Function):
-    """x[order] of the first dimension; `back` is the inverse, so the gradient is a permutation, too."""
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, order: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(back)
-        return x.index_select(0, order)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor):
-        return gradient.index_select(0, ctx.saved_tensors[0]), None, None
+def _written(trees: Sequence[_Row], tokens: int) -> Written:
+    """The closed rows, of `tokens` tokens in all, written out; padding as sequences of a token."""
+    out: dict[int, list[tuple[list[int], int]]] = {}  # length to (places, how many of them are shared)
+    for tree in trees:
+        for path, shared in zip(tree.paths, tree.shared, strict=True):
+            out.setdefault(padded_length(len(path)), []).append((path, shared))
+        out.setdefault(1, []).extend(([at], 0) for at in tree.alone)
+    order, again, back, shapes = [], [], [0] * tokens, []
+    for length, sequences in sorted(out.items()):
+        for places, shared in sequences:
+            begin = len(order)
+            again += range(begin, begin + shared)
+            for at, place in enumerate(places[shared:], begin + shared):
+                back[place] = at
+            order += [*places, *places[-1:] * (length - len(places))]
+        shapes += [(len(sequences), length)] if sequences else []
+    return Written(_whole(order), _whole(back), _whole(again), tuple(shapes))

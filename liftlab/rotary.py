@@ -14,6 +14,12 @@ NAME = "apply_rotary_pos_emb"  # each architecture's own function, all of the sa
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3")  # whose form is known: halves, all of head_dim
 
 
+def architecture(kind: type) -> str:
+    """The transformers architecture that defines a class, or nothing."""
+    where = kind.__module__.split(".")
+    return where[2] if where[:2] == ["transformers", "models"] else ""
+
+
 @contextmanager
 def few_passes(model: nn.Module) -> Iterator[None]:
     """While open, the attention of `model` turns queries and keys by `rotated`; other architectures keep their own."""

@@ -13,8 +13,9 @@ from liftlab.answering import answer_prompts, generate
 from liftlab.batches import epochs
 from liftlab.documents import Document
 from liftlab.examples import Pair
+from liftlab.history import Watch
 from liftlab.lifted import Lifted
-from liftlab.lifting import Watch, make_examples
+from liftlab.lifting import make_examples
 from liftlab.models import BaseModel
 from liftlab.recipes import Recipe
 from liftlab.shared_prefixes import can_share, found_in_rows
@@ -173,7 +174,7 @@ def _answer_stacked(base, config, places, lifted, prompts, answers, answer_token
     with stacked_on(base.model, config, [lifted[i].state for i in asked]) as stack:
         done = 0  # prompts of each document
         while asked := [i for i in asked if len(rows[i]) > done]:
-            stack.keep(len(asked))
+            stack.arrange(range(len(asked)))
             longest = max(len(prompts[i][rows[i][done]]) for i in asked)
             count = min(max(1, batch_tokens // (longest * len(asked))), len(rows[asked[0]]) - done)
             taken = [(i, rows[i][done : done + count]) for i in asked]

@@ -1,7 +1,8 @@
 """Adapters with a document axis: each batch row passes through its own document's adapter, all in one product.
 
-PEFT's layers of one adapter are replaced, for a while, by layers that hold the weights of many; the rows of a batch are
-divided evenly among the documents, in order. The weights stand in one matrix (documents, weights of one adapter).
+PEFT's layers of one adapter are replaced, for a while, by layers that hold the weights of many; the tokens of a batch
+are divided among the documents, in order: evenly, or as `Stack.groups` says. The weights stand in one matrix
+(documents, weights of one adapter).
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import peft
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from liftlab import adapters
 from liftlab.gated_layer import GatedMemoryLayer, gate_of
+from liftlab.stacked_lora import Projected
+from liftlab.stacked_products import Groups, even, joined, of_documents, of_tokens, product
 
 State = adapters.State
 Begin = Sequence[State] | Sequence[int]  # the weights that each document's adapter begins with, or their seed
@@ -40,7 +42,8 @@ class Stack:
         self.weights = torch.stack(flat).to(wrapped.device)
         self.gradients = torch.empty_like(self.weights) if trained else None
         self.empty = True  # the gradients; set before each step
-        self.documents = len(states)
+        self.seen: slice | torch.Tensor = slice(len(states))  # which documents the layers see, in which order
+        self.groups: Groups | None = None  # how many tokens each of them has in the batch, None = all alike
         self._layers: list[tuple[nn.Module, str, str]] = []  # (layer, attribute, key)
         self.swaps: list[tuple[Callable[[], None], Callable[[], None]]] = []  # (PEFT's layer in, ours in)
 
@@ -49,20 +52,30 @@ class Stack:
         self._layers.append((layer, attribute, key))
         self._set(layer, attribute, key)
 
-    def keep(self, documents: int) -> None:
-        """Go on with the first `documents` alone."""
-        if documents != self.documents:
-            self.documents = documents
-            for bound in self._layers:
-                self._set(*bound)
+    def arrange(self, documents: Sequence[int], groups: Groups | None = None) -> None:
+        """Have the layers see `documents`, in that order, each with as many tokens of a batch as `groups` says.
+
+        Unless they are the first ones in their order, what layers see is a copy: arrange them anew after each change.
+        """
+        self.groups = groups
+        begins = list(documents) == list(range(len(documents)))
+        if begins and self.seen == slice(len(documents)):
+            return
+        self.seen = slice(len(documents)) if begins else torch.tensor(documents).to(self.weights.device)
+        for bound in self._layers:
+            self._set(*bound)
+
+    def groups_of(self, tokens: int) -> Groups:
+        """How a batch of so many tokens is divided."""
+        return self.groups or even(len(self.weights[self.seen]), tokens)
 
     def add_gradients(self, loss: torch.Tensor) -> None:
         """Add the gradient of `loss` to `gradients`."""
         parameters = [getattr(layer, attribute) for layer, attribute, _ in self._layers]
         found = torch.autograd.grad(loss, parameters)
         for (_, _, key), gradient in zip(self._layers, found, strict=True):
-            kept = self._part(self.gradients[: self.documents], key)
-            kept.copy_(gradient) if self.empty else kept.add_(gradient)
+            kept = self._part(self.gradients, key)
+            kept[self.seen] = gradient if self.empty else gradient.add_(kept[self.seen])
         self.empty = False
 
     def state(self, document: int) -> State:
@@ -83,8 +96,8 @@ class Stack:
                 ours()
 
     def _set(self, layer: nn.Module, attribute: str, key: str) -> None:
-        active = self._part(self.weights[: self.documents], key)
-        setattr(layer, attribute, nn.Parameter(active, self.gradients is not None))
+        seen = self._part(self.weights, key)[self.seen]
+        setattr(layer, attribute, nn.Parameter(seen, self.gradients is not None))
 
     def _part(self, weights: torch.Tensor, key: str) -> torch.Tensor:
         begin, shape = self._begin[key], self.keys[key]
@@ -94,59 +107,55 @@ class Stack:
 class StackedLora(nn.Module):
     """base_layer(x) + scaling * B A x with A (documents, rank, in) and B (documents, out, rank)."""
 
-    def __init__(self, layer: LoraLayer) -> None:
+    def __init__(self, layer: LoraLayer, stack: Stack) -> None:
         super().__init__()
-        self.base_layer, self.scaling = layer.base_layer, layer.scaling["default"]
+        self.base_layer, self.scaling, self.stack = layer.base_layer, layer.scaling["default"], stack
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is LoRA on a linear layer with weights of its own type."""
+        return type(self.base_layer) is nn.Linear and self.base_layer.weight.dtype == self.lora_A.dtype
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`x`: (rows, tokens, in)."""
-        read = x.reshape(len(self.lora_A), -1, x.shape[-1])  # (documents, tokens, in)
-        if type(self.base_layer) is nn.Linear and self.base_layer.weight.dtype == self.lora_A.dtype:
+        """`x`: (rows, tokens, in), the documents' tokens one after the other."""
+        read = x.reshape(-1, x.shape[-1])
+        groups = self.stack.groups_of(len(read))
+        if self.plain:
             layer = self.base_layer
-            out = _LoraProduct.apply(read, layer.weight, layer.bias, self.lora_A, self.lora_B, self.scaling)
+            given = (read, self.scaling, groups, layer.weight, layer.bias, self.lora_A, self.lora_B)
+            (out,) = Projected.apply(*given)
         else:
             out = self.base_layer(read)
-            inner = read.to(self.lora_A.dtype).bmm(self.lora_A.mT) * self.scaling
-            out = (out + inner.bmm(self.lora_B.mT)).to(out.dtype)
+            inner = product(read.to(self.lora_A.dtype), self.lora_A.mT, groups) * self.scaling
+            out = (out + product(inner, self.lora_B.mT, groups)).to(out.dtype)
         return out.view(*x.shape[:-1], -1)
-
-
-class _LoraProduct(torch.autograd.Function):
-    """x W' + bias + scaling x A' B', with few passes over memory; no gradient for the frozen W and bias."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, lora_a, lora_b, scaling: float) -> torch.Tensor:
-        inner = x.bmm(lora_a.mT).mul_(scaling)
-        ctx.save_for_backward(x, weight, lora_a, lora_b, inner)
-        ctx.scaling = scaling
-        return nn.functional.linear(x, weight, bias).baddbmm_(inner, lora_b.mT)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: torch.Tensor):
-        x, weight, lora_a, lora_b, inner = ctx.saved_tensors
-        of_inner = gradient.bmm(lora_b).mul_(ctx.scaling)
-        of_x = torch.matmul(gradient, weight).baddbmm_(of_inner, lora_a) if ctx.needs_input_grad[0] else None
-        return of_x, None, None, of_inner.mT.bmm(x), gradient.mT.bmm(inner), None
 
 
 class StackedNetworks(nn.Module):
     """`gated_layer.HeadNetworks` of many documents: weights (documents, heads, in, out)."""
 
-    def __init__(self, networks: nn.Module) -> None:
+    def __init__(self, networks: nn.Module, stack: Stack) -> None:
         super().__init__()
-        self.neutral = networks.neutral
+        self.neutral, self.stack = networks.neutral, stack
 
     def forward(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(gate, memory) of `query` (rows, tokens, heads, head_dim), as HeadNetworks gives them."""
-        documents, (rows, tokens, heads, _) = len(self.memory_in), query.shape
-        by_head = query.reshape(documents, -1, *query.shape[2:]).transpose(1, 2).flatten(0, 1).to(self.memory_in.dtype)
+        groups = self.stack.groups_of(query.shape[0] * query.shape[1])
+        by_head = [part.transpose(1, 2).flatten(0, 1).to(self.memory_in.dtype)
+                   for part in of_tokens(query.flatten(0, 1), groups)]  # fmt: skip
         memory, gate = (
-            nn.functional.silu(by_head.bmm(first.flatten(0, 1))).bmm(second.flatten(0, 1))
-            .unflatten(0, (documents, heads)).transpose(1, 2).reshape(rows, tokens, heads, -1)
+            _of_heads(by_head, first, second, groups).view(*query.shape[:3], -1)
             for first, second in ((self.memory_in, self.memory_out), (self.gate_in, self.gate_out))
-        )  # fmt: skip
+        )
         return gate_of(gate, self.neutral), memory
+
+
+def _of_heads(by_head: list[torch.Tensor], first: torch.Tensor, second: torch.Tensor, groups: Groups) -> torch.Tensor:
+    """Two layers of every head, (tokens, heads, out), of each group's queries (documents * heads, tokens, in)."""
+    layers = zip(by_head, of_documents(first, groups), of_documents(second, groups), strict=True)
+    said = [nn.functional.silu(x.bmm(one.flatten(0, 1))).bmm(two.flatten(0, 1)) for x, one, two in layers]
+    heads = first.shape[1]
+    return joined([x.unflatten(0, (-1, heads)).transpose(1, 2).flatten(0, 1) for x in said])
 
 
 def fits(config: peft.PeftConfig | None) -> bool:
@@ -196,7 +205,7 @@ def _states(wrapped: peft.PeftModel, begin: Begin) -> Sequence[State]:
 def _lora(wrapped: nn.Module, name: str, layer: LoraLayer, stack: Stack):
     if "default" not in layer.lora_A:
         raise ValueError(f"LoRA on {name} ({type(layer).__name__}) cannot be stacked: lift its documents one by one")
-    many = StackedLora(layer)
+    many = StackedLora(layer, stack)
     for part in ("lora_A", "lora_B"):
         stack.bind(many, part, f"{name}.{part}.weight")
     parent, _, attribute = name.rpartition(".")
@@ -206,7 +215,7 @@ def _lora(wrapped: nn.Module, name: str, layer: LoraLayer, stack: Stack):
 
 def _networks(name: str, layer: GatedMemoryLayer, stack: Stack):
     one = layer.gated_memory["default"]
-    many = StackedNetworks(one)
+    many = StackedNetworks(one, stack)
     for part in ("memory_in", "memory_out", "gate_in", "gate_out"):
         stack.bind(many, part, f"{name}.gated_memory.{part}")
     return partial(layer.gated_memory.__setitem__, "default", one), partial(

@@ -13,7 +13,8 @@ from liftlab.examples import Example
 from liftlab.fused_layers import fused
 from liftlab.lifting import checkpointing
 from liftlab.models import BaseModel
-from liftlab.packing import SequenceAttention, pack
+from liftlab.packed_attention import SequenceAttention, packed_states
+from liftlab.packing import pack
 from liftlab.stacked_layers import stacked_on
 from liftlab.token_losses import CHUNK_TOKENS
 
@@ -100,6 +101,6 @@ def _kept(base: BaseModel, tokens: int) -> int:
         fused(base.model),
         torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
     ):
-        hidden = base.model.get_decoder()(input_ids=packed.ids, position_ids=packed.positions, use_cache=False)
+        hidden = packed_states(base.model, packed)
     del hidden
     return sum(held.values())

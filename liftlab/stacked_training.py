@@ -15,10 +15,13 @@ from liftlab.encoding import example_weight
 from liftlab.examples import Example
 from liftlab.fused_layers import fused
 from liftlab.gated_layer import collected_gates
+from liftlab.history import History, Watch
+from liftlab.last_layer import for_scored
 from liftlab.lifted import Step
-from liftlab.lifting import History, Watch, checkpointing, learning_rate_share
+from liftlab.lifting import checkpointing, learning_rate_share
 from liftlab.models import BaseModel
-from liftlab.packing import Packed, SequenceAttention, pack, padded_length
+from liftlab.packed_attention import SequenceAttention, packed_states
+from liftlab.packing import Packed, pack, padded_length
 from liftlab.recipes import Recipe
 from liftlab.stacked_layers import Stack, stacked_on
 from liftlab.token_losses import token_losses
@@ -121,7 +124,6 @@ class _Training:
 
     def step(self, number: int, active: int) -> torch.Tensor:
         """Step `number` (from 0) of the first `active` documents; their losses (active,), on the device."""
-        self.stack.keep(active)
         self.stack.empty = True
         groups = [course.steps[number][1] for course in self.courses[:active]]
         scored = self._numbers([sum(example_weight(e, c.recipe) * e.scored_tokens for e in examples)
@@ -142,24 +144,25 @@ class _Training:
         """One forward and backward pass; each document's part of its loss (documents,)."""
         weights = [(lambda e, recipe=course.recipe: example_weight(e, recipe)) for course in self.courses]
         packed = pack(rows, weights, self.base.tokenizer.pad_token_id).to(self.stack.weights.device)
+        self.stack.arrange(packed.documents, packed.groups)
         penalised = any(course.recipe.gate_penalty for course in self.courses)
         with (
             self.attention.within(packed),
             fused(self.base.model),
+            for_scored(self.base.model, self.stack, packed),
             collected_gates(self.base.model) if penalised else nullcontext([]) as gates,
         ):
-            decoder = self.base.model.get_decoder()
-            hidden = decoder(input_ids=packed.ids, position_ids=packed.positions, use_cache=False).last_hidden_state
-            hidden = hidden.flatten(0, 1).index_select(0, packed.scored)
+            hidden = packed_states(self.base.model, packed).flatten(0, 1).index_select(0, packed.places)
             losses = token_losses(self.base.model, hidden, packed.labels) * packed.weights
-            losses = torch.zeros_like(scored).index_add(0, packed.rows, losses) / scored
+            losses = torch.zeros_like(scored).index_add(0, packed.scored_owners, losses) / scored
             self.stack.add_gradients(losses.sum() + (self._penalty(gates, packed, read) if penalised else 0.0))
         return losses.detach()
 
     def _penalty(self, gates: Sequence[torch.Tensor], packed: Packed, read: torch.Tensor) -> torch.Tensor:
         """Each document's gate_penalty times its mean gate over the step's tokens, summed."""
-        mean = torch.stack([gate.mean(dim=(2, 3)) for gate in gates]).mean(0)  # (documents, tokens)
-        return (self.penalties[: len(read)] * (mean * packed.real).sum(1) / read).sum()
+        mean = torch.stack([gate.mean(dim=(2, 3)) for gate in gates]).mean(0)[0]  # (tokens,)
+        share = self.penalties[: len(read)] / read
+        return (mean * packed.counts[0] * share.index_select(0, packed.owners[0])).sum()
 
     def _update(self, number: int, active: int) -> None:
         """Clip each document's gradient by its own norm, then step at its own rate."""
@@ -175,8 +178,11 @@ class _Training:
 
 
 def _parts(groups: Sequence[Sequence[Example]], row_tokens: int):
-    """The groups' examples in turn, at most `row_tokens` padded tokens of each group at a time (or one example)."""
-    parts = [list(_cut(group, row_tokens)) for group in groups]
+    """The groups' examples in turn, at most `row_tokens` padded tokens of each group at a time (or one example).
+
+    Those that begin alike come together.
+    """
+    parts = [list(_cut(sorted(group, key=lambda example: example.ids), row_tokens)) for group in groups]
     for number in range(max(map(len, parts))):
         yield [part[number] if number < len(part) else [] for part in parts]
 

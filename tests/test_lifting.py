@@ -17,8 +17,9 @@ from liftlab.batches import by_length, epochs
 from liftlab.encoding import SPARED_TOKENS, encoded, passes
 from liftlab.examples import IGNORED, Example, Pair, known_pairs
 from liftlab.gated_layer import collected_gates, mean_gate
+from liftlab.history import READ_STEPS
 from liftlab.lifted import Lifted
-from liftlab.lifting import READ_STEPS, _batch_loss, _penalty, _step, lift, make_examples
+from liftlab.lifting import _batch_loss, _penalty, _step, lift, make_examples
 from liftlab.recipes import Recipe
 from liftlab.studies.registers import register_of
 from liftlab.token_losses import hidden_states

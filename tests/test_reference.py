@@ -71,7 +71,8 @@ def test_it_is_the_same_work(tiny, recipe, changes):
 
 @pytest.mark.parametrize("recipe", [ONCE, GATED], ids=["lora", "gated_memory"])
 def test_it_is_the_same_work_on_micro(micro, recipe):
-    same_work(micro, recipe)
+    """In float64: in float32 Adam makes whole steps of what rounding leaves of gradients that are all but 0."""
+    same_work(replace(micro, model=copy.deepcopy(micro.model).double()), recipe)
 
 
 def same_work(base, recipe):

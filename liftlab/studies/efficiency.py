@@ -17,7 +17,6 @@ from liftlab.studies.registers import COMPUTE, at_least_one, base_model, data_fi
 from liftlab.studies.timings import token_seconds
 
 MODULES = (  # beside those of every study: a change in any of them makes a record stale
-    "encoding", "token_losses", "packing", "stacked_layers", "stacked_memory", "stacked_training", "stacked",
     "streaming", "first_token", "costs", "machine", "studies.inputs", "studies.timings", "studies.efficiency_parts",
     "studies.efficiency",
 )  # fmt: skip
