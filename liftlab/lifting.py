@@ -196,17 +196,22 @@ def _train(model, base: BaseModel, recipe: Recipe, cut, answered, history: Histo
             bar.set_postfix(loss=f"{history.steps[-1].loss:.3f}" if history.steps else "none yet")
 
 
+def shares(attention: SequenceAttention | None, batch: Batch, device: torch.device) -> bool:
+    """Whether a lift computes once what examples of `batch` begin with alike: where that spares much against padding.
+
+    `attention`: of the model (`packed_attention.attention_of`).
+    """
+    padded = sum(len(part) * max(len(example.ids) for example in part) for part in passes(batch, device))
+    return attention is not None and attention.takes(batch) and tree_tokens(batch) <= SHARED * padded
+
+
 def _passes(
     model, batch: Batch, recipe: Recipe, pad: int, attention: SequenceAttention | None
 ) -> list[Encoded | Packed]:
-    """One pass over what the examples of `batch` begin with and how each goes on, where that spares much; else they are
-    padded, in parts.
-    """
-    parts = passes(batch, model.device)
-    padded = sum(len(part) * max(len(example.ids) for example in part) for part in parts)
-    if attention and attention.takes(batch) and tree_tokens(batch) <= SHARED * padded:
+    """What the model reads in one pass each."""
+    if shares(attention, batch, model.device):
         return [pack([batch], [partial(example_weight, recipe=recipe)], pad).to(model.device)]
-    return [encoded(part, recipe, pad, model.device) for part in parts]
+    return [encoded(part, recipe, pad, model.device) for part in passes(batch, model.device)]
 
 
 def _step(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import nn
 from transformers.generation.streamers import BaseStreamer
 
 from liftlab import costs
-from liftlab.lifting import lift, make_examples
+from liftlab.batches import epochs
+from liftlab.lifting import lift, make_examples, shares
 from liftlab.models import BaseModel
+from liftlab.packed_attention import attention_of
+from liftlab.packing import tree_tokens
 from liftlab.prompts import style
 from liftlab.recipes import Recipe
 from liftlab.studies.inputs import Input, input_of
@@ -81,15 +85,19 @@ def operations(base: BaseModel, recipe: Recipe, trained: int) -> Operations:
 
 
 def trained_operations(base: BaseModel, given: Input, recipe: Recipe, trained: int) -> tuple[int, float]:
-    """(tokens read, operations) of lifting `given` with `recipe`, all epochs."""
-    cut, answered = make_examples(base, given.document, recipe, given.pairs)
-    epochs = recipe.segment_epochs + recipe.mixed_epochs * recipe.segments_in_mixed
-    tokens = squares = scored = 0
-    for examples, times in ((cut, epochs), (answered, recipe.mixed_epochs)):
-        tokens += times * sum(len(example.ids) for example in examples)
-        squares += times * sum(len(example.ids) ** 2 for example in examples)
-        scored += times * sum(example.scored_tokens for example in examples)
-    return tokens, operations(base, recipe, trained).training(tokens, squares, scored)
+    """(tokens of the examples, operations) of lifting `given` with `recipe`, all epochs.
+
+    What examples of a batch begin with alike is computed once, and counted so; attention is counted as if it were not.
+    """
+    attention = attention_of(base.model)
+    tokens = computed = squares = scored = 0
+    for batch in chain.from_iterable(epochs(*make_examples(base, given.document, recipe, given.pairs), recipe)):
+        read = sum(len(example.ids) for example in batch)
+        tokens += read
+        computed += tree_tokens(batch) if shares(attention, batch, base.model.device) else read
+        squares += sum(len(example.ids) ** 2 for example in batch)
+        scored += sum(example.scored_tokens for example in batch)
+    return tokens, operations(base, recipe, trained).training(computed, squares, scored)
 
 
 def decoded_bytes(base: BaseModel, adapter_bytes: int) -> int:
