@@ -86,7 +86,7 @@ def only_score(records: pd.DataFrame) -> str:
 
 def expected(rows: pd.DataFrame) -> int:
     """How many questions a document is to answer."""
-    counts = sorted(set(rows["expected_questions"]))
+    counts = sorted(rows["expected_questions"].unique().tolist())
     if len(counts) != 1:
         raise PlotError(f"records mix several expected_questions ({counts}): draw one at a time")
     return int(counts[0])

@@ -38,23 +38,23 @@ def _of_length(length: float, data: pd.DataFrame) -> list[dict]:
 
 
 def _of_method(data: pd.DataFrame, kinds: list[str]) -> dict:
-    ran = data[data["panel"] == "cost"]
-    told = [f"cannot run{_share(row)}: {row['reason']}" for _, row in data[data["panel"] == CANNOT].iterrows()]
-    right = [interval(ran.iloc[0])] if len(ran) else []
-    by_kind = data[data["panel"] == "kind"].set_index("kind")["mean"]
+    rows = data.to_dict("records")
+    told = [f"cannot run{_share(row)}: {row['reason']}" for row in rows if row["panel"] == CANNOT]
+    right = [interval(row) for row in rows if row["panel"] == "cost"][:1]
+    by_kind = {row["kind"]: row["mean"] for row in rows if row["panel"] == "kind"}
     shown = {KINDS.get(kind, kind.replace("_", " ")): f"{by_kind[kind]:.2f}" if kind in by_kind else NOTHING
              for kind in kinds}  # fmt: skip
-    of = {row["cost"]: row for _, row in data[data["cost"].notna()].iloc[::-1].iterrows()}  # a cost's first row
+    of = {row["cost"]: row for row in reversed(rows) if isinstance(row["cost"], str)}  # a cost's first row
     return {"accuracy": "; ".join([*right, *told]), **shown,
             **{title: _cost(of[cost], form) if cost in of else NOTHING for title, (cost, form) in COSTS.items()},
             }  # fmt: skip
 
 
-def _share(row: pd.Series) -> str:
+def _share(row: dict) -> str:
     return "" if row["documents"] == row["of_documents"] else f" ({row['documents']} of {row['of_documents']})"
 
 
-def _cost(row: pd.Series, form: str) -> str:
+def _cost(row: dict, form: str) -> str:
     """A star where the method is on the front of this cost."""
     drawn = row["panel"] == "cost"
     return form.format(row["cost_mean"] if drawn else row["mean"]) + (" *" if drawn and row["front"] else "")

@@ -102,7 +102,7 @@ def evidence_position(records: pd.DataFrame) -> Said:
     columns = ["windows", "would_be", "wording", "hops"]
     rows = chosen(checked(records, "exact_match", columns, [*POSITIONS, "chance"]), "exact_match", FACTS)
     rows = rows[rows["windows"] == rows["windows"].max()]
-    places = {"dropped": ["middle"], "kept": ["head", "tail"], "all": sorted(set(rows["would_be"]))}
+    places = {"dropped": ["middle"], "kept": ["head", "tail"], "all": sorted(rows["would_be"].unique())}
 
     def at(condition: str, place: str) -> pd.Series:
         return _values(rows[rows["would_be"].isin(places[place])], ("", "exact_match", {}), condition)
@@ -183,9 +183,9 @@ def _values(rows: pd.DataFrame, line: tuple, condition: str, adapter: str | None
 
 def many_documents(records: pd.DataFrame) -> Said:
     """Each way of having several documents in one adapter against an adapter each; the wrong route; the base model."""
-    rows = answers(records)
-    sizes = sorted({size for size in rows["together"] if size > 1})
-    merged = [name for name in SHARED if name in set(rows["condition"]) - {"routed"}]
+    rows = by_document(answers(records), ["condition", "together"])
+    sizes = sorted(size for size in rows["together"].unique() if size > 1)
+    merged = [name for name in SHARED if name in rows["condition"].unique() and name != "routed"]
     found = [Comparison(f"An adapter each minus {SHARED[name]}", f"{size} documents", values(rows, "routed", size),
                         values(rows, name, size)) for name in merged for size in sizes]  # fmt: skip
     largest = sizes[-1]
@@ -242,7 +242,7 @@ def contrasts(notebook: str, records: pd.DataFrame) -> Said:
     rows = rows.loc[rows["metric"] == score, ["kind", "condition", "document", "seed", "value"]]
     if notebook == "needle":
         rows = rows.assign(kind="all")
-    kinds, means = list(dict.fromkeys(rows["kind"])), by_document(rows, ["kind", "condition"])
+    kinds, means = list(rows["kind"].unique()), by_document(rows, ["kind", "condition"])
     found = []
     for first, second in CONTRASTS[notebook]:
         what = f"{condition_label(first)} minus {condition_label(second)}, {SCORE_LABELS.get(score, score)}"

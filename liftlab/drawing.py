@@ -41,7 +41,7 @@ def drawn(path: Path, folder: Path) -> list[str]:
     from liftlab.canvas import worked
 
     name, (table, made_with) = path.stem, records.read(path)
-    if set(table["study"]) == {bench_tables.STUDY}:
+    if set(table["study"].unique()) == {bench_tables.STUDY}:
         bench_tables.save(table, folder / name)
         return [f"{name}.md .csv"]
     if name not in plots.DRAWINGS:

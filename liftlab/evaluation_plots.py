@@ -65,8 +65,9 @@ def _shift(place: int, count: int) -> float:
 
 
 def _panel(axis: Axes, data: pd.DataFrame, metric: str, kinds: list[str], conditions: list[str]) -> None:
+    measured = data[(data["source"] == "measured") & (data["metric"] == metric)]
     for place, condition in enumerate(conditions):
-        rows = data[(data["source"] == "measured") & (data["metric"] == metric) & (data["condition"] == condition)]
+        rows = measured[measured["condition"] == condition]
         at = rows["kind"].map(kinds.index).astype(float) + _shift(place, len(conditions))
         reach = [(rows["mean"] - rows["low"]).clip(lower=0), (rows["high"] - rows["mean"]).clip(lower=0)]
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]

@@ -70,7 +70,7 @@ def measured_points(records: pd.DataFrame) -> pd.DataFrame:
     scored, by = measured_scores(records), ["metric", "kind", "condition"]
     rows = pd.concat([scored, _with_long(records[records["condition"] == "chance"])], ignore_index=True)
     found = summarise(rows, by).assign(unit=SHARE, source="measured", version="", model=only(records, "base_model"))
-    orders = [found[name].map(list(dict.fromkeys(rows[name])).index) for name in ("condition", "metric")]
+    orders = [found[name].map(list(rows[name].unique()).index) for name in ("condition", "metric")]
     return found.iloc[np.lexsort(orders)][COLUMNS]
 
 

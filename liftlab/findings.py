@@ -11,9 +11,12 @@ import pandas as pd
 from liftlab.canvas import PlotError, noted, worked
 from liftlab.comparisons import FINDINGS, Comparison, counted
 from liftlab.records import replace_file
-from liftlab.statistics import Paired, holm, minimum_detectable_effect, paired_differences, tested
+from liftlab.statistics import Paired, holm, minimum_detectable_effect, paired_differences, paired_tests
 
 POWER = 0.8
+LEAST = 2  # documents that a test needs
+
+Found = tuple[Comparison, Paired | None, pd.Series | None]  # with its test and its documents' differences, if any
 
 
 def of(name: str, records: pd.DataFrame, cells: int | None = None) -> str:
@@ -27,8 +30,9 @@ def of(name: str, records: pd.DataFrame, cells: int | None = None) -> str:
         raise PlotError(f"no findings are called {name!r}: choose one of {', '.join(FINDINGS)}")
     records, failed = worked(records, cells)
     comparisons, plain = FINDINGS[name](records)
-    bullets = [_bullet(what, list(of)) for what, of in groupby(comparisons, lambda comparison: comparison.what)]
-    counts = [c.documents for c in comparisons if c.documents >= 2]
+    found = _tested(comparisons)
+    bullets = [_bullet(what, list(of)) for what, of in groupby(found, lambda one: one[0].what)]
+    counts = [test.documents for _, test, _ in found if test]
     said = "\n".join([*bullets, *(f"- {sentence}" for sentence in plain), *_about_tests(counts)])
     return noted(said, failed)
 
@@ -40,12 +44,17 @@ def save(name: str, records: pd.DataFrame, folder: str | Path, cells: int | None
     return said
 
 
-def _bullet(what: str, comparisons: list[Comparison]) -> str:
-    apart = [paired_differences(c.a, c.b) if c.documents >= 2 else None for c in comparisons]
-    tests = [None if differences is None else tested(differences) for differences in apart]
-    corrected = iter(holm([test.p for test in tests if test]))
-    said = [_said(c, test, differences, next(corrected)) if test else _untested(c)
-            for c, test, differences in zip(comparisons, tests, apart, strict=True)]  # fmt: skip
+def _tested(comparisons: list[Comparison]) -> list[Found]:
+    """Each with its test, all of them resampled together."""
+    apart = [paired_differences(c.a, c.b) if c.documents >= LEAST else None for c in comparisons]
+    tests = iter(paired_tests([differences for differences in apart if differences is not None]))
+    return [(c, None if differences is None else next(tests), differences)
+            for c, differences in zip(comparisons, apart, strict=True)]  # fmt: skip
+
+
+def _bullet(what: str, found: list[Found]) -> str:
+    corrected = iter(holm([test.p for _, test, _ in found if test]))
+    said = [_said(c, test, differences, next(corrected)) if test else _untested(c) for c, test, differences in found]
     return f"- {what}: {'; '.join(said)}."
 
 

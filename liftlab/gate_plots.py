@@ -16,6 +16,7 @@ from liftlab.canvas import (
     PlotError,
     bars,
     by_document,
+    each_over_documents,
     headed,
     heading,
     heat_map,
@@ -211,16 +212,17 @@ def _scale(axis: Axes, panel: str, unit: str, means: pd.Series) -> None:
 
 
 def _oracle_points(records: pd.DataFrame) -> pd.DataFrame:
-    found = []
+    found = []  # (panel, its metric's means over documents and layers)
     for panel, metrics in ORACLE.items():
         for metric in metrics:
             rows = _both(records, metric)
             if rows.empty and panel != "correlation":
                 raise PlotError(f"records hold no {metric!r} at role 'both': run the study's notebook again")
-            layers = by_document(rows, ["metric", "unit", "layer"]).assign(seed=0)
-            for by in (["metric", "layer"], ["metric"]):  # each layer, then the documents' means over their layers
-                found.append(over_documents(layers, by).assign(panel=panel))
-    return joined(found).reindex(columns=ORACLE_COLUMNS)
+            found.append((panel, by_document(rows, ["metric", "unit", "layer"]).assign(seed=0)))
+    layers = [means for _, means in found]
+    both = zip(each_over_documents(layers, ["metric", "layer"]), each_over_documents(layers, ["metric"]), strict=True)
+    parts = [part.assign(panel=panel) for (panel, _), parts in zip(found, both, strict=True) for part in parts]
+    return joined(parts).reindex(columns=ORACLE_COLUMNS)  # each layer, then the documents' means over their layers
 
 
 def _both(records: pd.DataFrame, metric: str) -> pd.DataFrame:

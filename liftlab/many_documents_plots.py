@@ -13,7 +13,6 @@ from liftlab.canvas import (
     Drawn,
     PlotError,
     bars,
-    by_document,
     headed,
     joined,
     log_ticks,
@@ -67,7 +66,7 @@ def many_documents(records: pd.DataFrame) -> Drawn:
 
 def score_of(records: pd.DataFrame) -> str:
     """The metric that the answers were scored with."""
-    held = [name for name in SCORES if name in set(records["metric"])]
+    held = [name for name in SCORES if name in records["metric"].unique()]
     if len(held) != 1:
         raise PlotError(f"records hold the scores {held}: draw those of one, of {', '.join(SCORES)}, at a time")
     return held[0]
@@ -118,10 +117,10 @@ def _levels(axis: Axes, points: pd.DataFrame) -> None:
             axis.axhline(level, color="0.3", linestyle=line, linewidth=1.2, label=LABELS.get(name, name), zorder=0)
 
 
-def values(rows: pd.DataFrame, condition: str, together: int) -> pd.Series:
-    """The accuracy of each group of documents, by its name, from the rows of `answers`."""
-    rows = rows[(rows["condition"] == condition) & (rows["together"] == together)]
-    return by_document(rows, []).set_index("document")["value"]
+def values(means: pd.DataFrame, condition: str, together: int) -> pd.Series:
+    """The accuracy of each group of documents, by its name, from `answers` averaged by condition and together."""
+    rows = means[(means["condition"] == condition) & (means["together"] == together)]
+    return rows.set_index("document")["value"]
 
 
 def table(data: pd.DataFrame) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from PIL import Image
 
 from liftlab.canvas import (
     INK,
@@ -69,6 +70,7 @@ STYLE = {
 }
 SVG = {"svg.hashsalt": "liftlab", "svg.fonttype": "none"}
 DPI = 150  # of a PNG
+EFFORT = 3  # of its compression, 0..9: below the usual 6, as there is less to compress
 
 
 def lift_vs_icl(records: pd.DataFrame) -> Drawn:
@@ -203,9 +205,9 @@ def write_figure(figure: Figure, data: pd.DataFrame, path: Path, note: str = "",
         figure.suptitle(f"{figure.get_suptitle()}\n{note}", fontsize="medium")
     layout = figure.get_layout_engine()
     with mpl.rc_context(SVG):
-        replace_file(path.with_name(f"{path.name}.png"), _rendered(figure, "png", {"Software": None}))
+        replace_file(path.with_name(f"{path.name}.png"), _rendered(figure, "png"))
         figure.set_layout_engine(layout if wide else "none")
-        replace_file(path.with_name(f"{path.name}.svg"), _rendered(figure, "svg", {"Date": None, "Creator": None}))
+        replace_file(path.with_name(f"{path.name}.svg"), _rendered(figure, "svg"))
     figure.set_layout_engine(layout)
     text = data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     replace_file(path.with_name(f"{path.name}.csv"), text.encode("utf-8"))
@@ -258,15 +260,20 @@ def _finished(figure: Figure, axes: list[Axes], x_label: str) -> Figure:
     return figure
 
 
-def _rendered(figure: Figure, form: str, metadata: dict[str, None]) -> bytes:
-    """What `savefig` writes, which draws a figure twice: once to lay it out, though drawing it does so by itself."""
+def _rendered(figure: Figure, form: str) -> bytes:
+    """What `savefig` writes, which draws a figure twice: once to lay it out, though drawing it does so by itself.
+
+    A PNG has the same pixels without their opacity, which is full: about as many bytes in half the time.
+    """
     shown, dpi, out = figure.canvas, figure.dpi, io.BytesIO()
     try:
         figure.set_dpi(DPI)
         if form == "png":
-            FigureCanvasAgg(figure).print_png(out, metadata=metadata)
+            (canvas := FigureCanvasAgg(figure)).draw()
+            picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+            picture.save(out, "png", dpi=(DPI, DPI), compress_level=EFFORT)
         else:
-            FigureCanvasSVG(figure).print_svg(out, metadata=metadata)
+            FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None})
     finally:
         figure.set_canvas(shown)
         figure.set_dpi(dpi)

@@ -19,13 +19,13 @@ from liftlab.canvas import (
     Drawn,
     PlotError,
     bars,
+    each_over_documents,
     headed,
     heading,
     joined,
     last_step,
     measured,
     only_known,
-    over_documents,
     shared_steps,
 )
 
@@ -153,7 +153,7 @@ def checked(records: pd.DataFrame, metric: str, columns: list[str], conditions: 
     rows = only_known(records, conditions)
     if "adapter" in columns:
         rows = rows.assign(adapter=rows["adapter"].fillna(""))
-        if unknown := sorted(set(rows["adapter"]) - {"", *ADAPTERS}):
+        if unknown := sorted(set(rows["adapter"].unique()) - {"", *ADAPTERS}):
             raise PlotError(f"adapter {unknown[0]!r} has no place in this drawing: it knows {', '.join(ADAPTERS)}")
     if not ((rows["metric"] == metric) & (rows["condition"] == "lift")).any():
         raise PlotError(f"records hold no {metric!r} of condition 'lift': run the study's notebook again")
@@ -182,8 +182,10 @@ def lines(rows: pd.DataFrame, of: dict, by: list[str], needed: bool = True) -> p
         if needed and not any((part["condition"] == "lift").any() for part in parts.values()):
             wanted = " or ".join(f"{metric} where {values}" for _, metric, values in drawn.values())
             raise PlotError(f"panel {panel!r} stays empty: records hold no {wanted} of condition 'lift'")
-        found += [over_documents(part, by).assign(panel=panel, line=name) for name, part in parts.items()]
-    return joined(found) if any(map(len, found)) else pd.DataFrame(columns=[*by, "panel", "line", *SUMMARY])
+        found += [(panel, name, part) for name, part in parts.items()]
+    means = each_over_documents([part for *_, part in found], by)
+    named = [rows.assign(panel=panel, line=name) for (panel, name, _), rows in zip(found, means, strict=True)]
+    return joined(named) if any(map(len, named)) else pd.DataFrame(columns=[*by, "panel", "line", *SUMMARY])
 
 
 def chosen(rows: pd.DataFrame, metric: str, values: dict) -> pd.DataFrame:
@@ -219,7 +221,8 @@ def panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
 
 def adapters_in(points: pd.DataFrame) -> list[str]:
     """The adapters that `points` hold, in drawing order."""
-    return [name for name in ADAPTERS if name in set(points["adapter"])]
+    found = set(points["adapter"].unique())
+    return [name for name in ADAPTERS if name in found]
 
 
 def colour(adapter: str) -> int:

@@ -116,6 +116,6 @@ def _shown(row: pd.Series) -> str:
     return f"{row['mean']:,.0f}" if row["panel"] == "trained_tokens" else interval(row)
 
 
-def interval(row: pd.Series) -> str:
+def interval(row: pd.Series | dict) -> str:
     """ "0.91 [0.88, 0.94]"; the mean alone where there is no interval."""
     return f"{row['mean']:.2f}" + ("" if np.isnan(row["low"]) else f" [{row['low']:.2f}, {row['high']:.2f}]")

@@ -231,8 +231,10 @@ def _quoted(text: str) -> str:
 
 
 def _parsed(texts: pd.Series, kind: str) -> pd.Series:
+    import pandas as pd
+
     if kind == "number":
-        return texts.map(lambda text: float(text) if text else math.nan).astype("float64")
+        return pd.Series([float(text) if text else math.nan for text in texts.tolist()], dtype="float64")
     if kind == "whole":
         return texts.astype("int64")
     return texts == "True" if kind == "flag" else texts

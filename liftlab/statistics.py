@@ -55,17 +55,18 @@ def _intervals(groups: Sequence[np.ndarray], confidence: float, resamples: int, 
     if not 0 < confidence < 1:
         raise ValueError(f"confidence = {confidence}: give a number between 0 and 1, such as 0.95")
     found: list[Interval] = [(float(means.mean()), math.nan, math.nan) for means in groups]
-    of_size: dict[int, list[int]] = {}
+    of_size: dict[int, dict[bytes, list[int]]] = {}  # of as many documents: equal values, and where they stand
     for place, means in enumerate(groups):
         if len(means) > 1 and np.ptp(means) == 0:
             found[place] = (float(means[0]),) * 3
         elif len(means) > 1:
-            of_size.setdefault(len(means), []).append(place)
-    for places in of_size.values():
-        for some in (places[start : start + AT_ONCE] for start in range(0, len(places), AT_ONCE)):
-            bounds = _bootstrapped(np.stack([groups[place] for place in some]), confidence, resamples, seed)
-            for place, (low, high) in zip(some, bounds, strict=True):
-                found[place] = (found[place][0], low, high)
+            of_size.setdefault(len(means), {}).setdefault(means.tobytes(), []).append(place)
+    for equal in map(list, map(dict.values, of_size.values())):
+        for some in (equal[start : start + AT_ONCE] for start in range(0, len(equal), AT_ONCE)):
+            bounds = _bootstrapped(np.stack([groups[places[0]] for places in some]), confidence, resamples, seed)
+            for places, (low, high) in zip(some, bounds, strict=True):
+                for place in places:
+                    found[place] = (found[place][0], low, high)
     return found
 
 
@@ -164,13 +165,14 @@ def paired_test(
     Indexed by document; only documents in both count. The smallest p that n documents can give is 2 / 2**n (0.0625 for
     5: never below 0.05), and 2 / (resamples + 1) where 2**n > resamples. Errors: see `paired_differences`.
     """
-    return tested(paired_differences(a, b), resamples, seed)
+    return paired_tests([paired_differences(a, b)], resamples, seed)[0]
 
 
-def tested(differences: pd.Series, resamples: int = RESAMPLES, seed: int = 0) -> Paired:
-    """`paired_test` of what `paired_differences` returned."""
-    mean, low, high = interval(differences, resamples=resamples, seed=seed)
-    return Paired(mean, low, high, sign_flip_p(differences.to_numpy(), resamples, seed), len(differences))
+def paired_tests(each: Sequence[pd.Series], resamples: int = RESAMPLES, seed: int = 0) -> list[Paired]:
+    """`paired_test` of each of what `paired_differences` returned, resampled together."""
+    values = [differences.to_numpy() for differences in each]
+    found = zip(values, _intervals(values, 0.95, resamples, seed), strict=True)
+    return [Paired(*numbers, sign_flip_p(of, resamples, seed), len(of)) for of, numbers in found]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -203,6 +205,7 @@ def minimum_detectable_effect(
     return 0.0 if np.ptp(means) == 0 else float(noncentrality(n - 1, power, alpha) * means.std(ddof=1) / math.sqrt(n))
 
 
+@cache
 def noncentrality(freedom: int, power: float, alpha: float) -> float:
     """Mean over standard error at which a two-sided t-test with `freedom` degrees of freedom has `power`.
 

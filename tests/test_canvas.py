@@ -5,11 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from PIL import Image
 from test_claims import HIGH, LOW, scored
 from test_plots import RECORDS
 
 from liftlab import claims, failures, findings, plots, records, tables
-from liftlab.canvas import COLOURS, INK, NAMED, PlotError, heat_map, noted, worked
+from liftlab.canvas import COLOURS, INK, NAMED, PlotError, each_over_documents, heat_map, noted, over_documents, worked
 
 FAILED = "2 of 9 cells failed and are not in these numbers"
 
@@ -78,8 +79,8 @@ def test_colours_are_told_apart():
 
 @pytest.mark.parametrize("name", ["lift_vs_icl", "gate_values", "oracle_gate"])
 def test_files_hold_what_savefig_writes(tmp_path, name):
-    """A drawing a file and one layout give the bytes of matplotlib's own two drawings, the SVG those in the PNG's
-    layout; the figure stays as it was.
+    """A drawing a file and one layout give matplotlib's own two drawings, the PNG pixel by pixel, the SVG in the
+    PNG's layout byte by byte; the figure stays as it was.
     """
     figures = []
     for _ in range(2):
@@ -94,8 +95,10 @@ def test_files_hold_what_savefig_writes(tmp_path, name):
         theirs.savefig(tmp_path / "theirs.png", dpi=plots.DPI, metadata={"Software": None})
         theirs.set_layout_engine("none")
         theirs.savefig(tmp_path / "theirs.svg", dpi=plots.DPI, metadata={"Date": None, "Creator": None})
-    for ending in ("png", "svg"):
-        assert (tmp_path / f"ours.{ending}").read_bytes() == (tmp_path / f"theirs.{ending}").read_bytes()
+    assert (tmp_path / "ours.svg").read_bytes() == (tmp_path / "theirs.svg").read_bytes()
+    with Image.open(tmp_path / "ours.png") as png, Image.open(tmp_path / "theirs.png") as saved:
+        np.testing.assert_array_equal(np.asarray(png.convert("RGBA")), np.asarray(saved))
+        assert png.info["dpi"] == saved.info["dpi"]
 
 
 @pytest.mark.parametrize("name", ["lift_vs_icl", "gate_values", "oracle_gate", "memorization_vs_icl"])
@@ -154,3 +157,19 @@ def test_failed_cells_are_counted(failed, cells, note):
 def test_records_without_a_metric_are_refused():
     with pytest.raises(PlotError, match="records lack column 'metric'"):
         worked(RECORDS["lift_vs_icl"]().drop(columns="metric"))
+
+
+def test_parts_summarised_together_have_each_the_numbers_of_a_call_of_its_own():
+    """Of unequal documents, units and missing keys; a part without rows stays without."""
+    rng, parts = np.random.default_rng(7), []
+    for place, (count, documents) in enumerate([(40, 5), (0, 1), (30, 3), (4, 1), (40, 5)]):
+        keys = {"condition": rng.choice(["lift", "base"], count), "step": rng.choice([0.0, 5.0, np.nan], count)}
+        names = [f"d{n}" for n in rng.integers(documents, size=count)]
+        about = {"document": names, "seed": rng.integers(2, size=count), "unit": f"unit {place}"}
+        parts.append(pd.DataFrame({**keys, **about, "value": rng.random(count), "other": place}))
+    by = ["condition", "step"]
+    for some in (parts, parts[1:2], []):
+        found = each_over_documents(some, by)
+        assert len(found) == len(some)
+        for part, rows in zip(some, found, strict=True):
+            pd.testing.assert_frame_equal(rows, over_documents(part, by), check_exact=True, check_dtype=len(part) > 0)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from liftlab.statistics import holm, interval, minimum_detectable_effect, paired_test
+from liftlab.statistics import AT_ONCE, holm, interval, minimum_detectable_effect, paired_test, paired_tests
 
 
 def enumerated_p(differences):
@@ -155,3 +155,12 @@ def test_interval_covers_the_mean_of_20_to_30_documents(documents):
         _, low, high = interval(values, resamples=1000)
         hits.append(low <= 0.5 <= high)
     assert 0.88 <= np.mean(hits) <= 0.97
+
+
+def test_differences_tested_together_are_each_tested_as_alone():
+    """More than one call resamples, of 2 to 7 documents, some of them equal to others or the same in all documents."""
+    rng = np.random.default_rng(5)
+    each = [pd.Series(rng.normal(size=2 + place % 6)) for place in range(2 * AT_ONCE)]
+    each += [each[3], -each[3], pd.Series([0.25] * 4)]
+    assert paired_tests(each) == [paired_test(values, 0 * values) for values in each]
+    assert paired_tests([]) == []
