@@ -7,7 +7,7 @@ three projections, and queries, keys and values with LoRA on each. Other layers 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 import torch
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers.activations import GELUTanh, SiLUActivation
 
-from liftlab.rotary import SUPPORTED, architecture, few_passes
+from liftlab.rotary import SUPPORTED, architecture, few_passes, turning
 from liftlab.stacked_layers import StackedLora
 from liftlab.stacked_lora import Projected, project, project_back
 from liftlab.stacked_products import Groups
@@ -25,19 +25,28 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 ADDED_ONE = ("gemma2", "gemma3")  # whose norms multiply by 1 + weight, in float32
 
 
-@contextmanager
-def fused(model: nn.Module) -> Iterator[None]:
-    """While open, norms and MLPs of `model` that can be are fused, and its rotary positions are `rotary.rotated`."""
-    changed = []
-    try:
-        for module, forward in _fusable(model):
-            module.forward = forward  # on the instance, where it hides that of the class
-            changed.append(module)
-        with few_passes(model):
-            yield
-    finally:
-        for module in changed:
-            del module.forward
+class Fused:
+    """What of `model` can be fused: found once, fused in many passes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._fusable, self._turning = list(_fusable(model)), turning(model)
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """While open, forward and backward, norms and MLPs are fused, and rotary positions are `rotary.rotated`."""
+        try:
+            for module, forward in self._fusable:
+                module.forward = forward  # on the instance, where it hides that of the class
+            with few_passes(self._turning):
+                yield
+        finally:
+            for module, _ in self._fusable:
+                vars(module).pop("forward", None)
+
+
+def fused(model: nn.Module) -> AbstractContextManager[None]:
+    """`Fused.on` of `model`, for one pass."""
+    return Fused(model).on()
 
 
 def _fusable(model: nn.Module) -> Iterator[tuple[nn.Module, Forward]]:

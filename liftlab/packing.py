@@ -16,7 +16,7 @@ from liftlab.examples import IGNORED, Example
 from liftlab.stacked_products import Groups
 
 MASKED_TOKENS = 128  # rows up to this length are not written out: what a mask throws away there costs less
-GROUP_TOKENS = 16  # about what one more group of rows costs beside its tokens on a CPU, measured with micro
+GROUP_TOKENS = 64  # about what one more group of rows costs beside its tokens on a CPU, measured with micro
 
 Weight = Callable[[Example], float]
 
@@ -104,6 +104,8 @@ def pack(rows: Sequence[Sequence[Example]], weights_of: Sequence[Weight], pad: i
     if not trees:
         raise ValueError("no example was given to pack: give at least one")
     groups, begin = _groups([len(tree.ids) for tree in trees]), 0
+    if len(groups) == 1:
+        trees.sort(key=lambda tree: tree.document)  # so their adapters can be used where they stand
     for tree, tokens in zip(trees, [tokens for count, tokens in groups for _ in range(count)], strict=True):
         tree.close(begin, tokens, pad)
         begin += tokens
@@ -114,7 +116,7 @@ def pack(rows: Sequence[Sequence[Example]], weights_of: Sequence[Weight], pad: i
         *(_whole([[value for tree in trees for value in getattr(tree, name)]])
           for name in ("ids", "positions", "counts", "ends", "owners")),
         tuple(tree.document for tree in trees), groups, max(len(path) for tree in trees for path in tree.paths),
-        _written(trees, begin) if len(trees[0].ids) > MASKED_TOKENS else None,
+        _written(trees, begin) if groups[0][1] > MASKED_TOKENS else None,
         _whole(places), _whole(labels), torch.tensor(weights), _whole(owners), _whole(kept), kept_groups,
         tokens=sum(len(path) for tree in trees for path in tree.paths), weight=sum(weights),
     )  # fmt: skip

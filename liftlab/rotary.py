@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -20,12 +21,16 @@ def architecture(kind: type) -> str:
     return where[2] if where[:2] == ["transformers", "models"] else ""
 
 
-@contextmanager
-def few_passes(model: nn.Module) -> Iterator[None]:
-    """While open, the attention of `model` turns queries and keys by `rotated`; other architectures keep their own."""
+def turning(model: nn.Module) -> list[ModuleType]:
+    """Where the architectures of `model` have the function by which their attention turns queries and keys."""
     names = {type(module).__module__ for module in model.modules()}
-    modules = [sys.modules[name] for name in names if name.split(".")[-2:-1] in [[kind] for kind in SUPPORTED]]
-    places = [module for module in modules if hasattr(module, NAME)]
+    modules = [sys.modules[name] for name in sorted(names) if name.split(".")[-2:-1] in [[kind] for kind in SUPPORTED]]
+    return [module for module in modules if hasattr(module, NAME)]
+
+
+@contextmanager
+def few_passes(places: Sequence[ModuleType]) -> Iterator[None]:
+    """While open, these turn queries and keys by `rotated`."""
     own = [getattr(place, NAME) for place in places]
     try:
         for place in places:

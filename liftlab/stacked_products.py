@@ -19,11 +19,13 @@ def even(documents: int, tokens: int) -> Groups:
 
 def of_documents(x: torch.Tensor, groups: Groups) -> tuple[torch.Tensor, ...]:
     """Each group's part of `x` (documents, ...)."""
-    return x.split([documents for documents, _ in groups])
+    return (x,) if len(groups) == 1 else x.split([documents for documents, _ in groups])
 
 
 def of_tokens(x: torch.Tensor, groups: Groups) -> list[torch.Tensor]:
     """Each group's part of `x` (tokens, ...), (documents, tokens of each, ...)."""
+    if len(groups) == 1:
+        return [x.view(*groups[0], *x.shape[1:])]
     parts = x.split([documents * tokens for documents, tokens in groups])
     return [part.unflatten(0, shape) for part, shape in zip(parts, groups, strict=True)]
 

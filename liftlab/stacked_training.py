@@ -13,7 +13,7 @@ from tqdm import tqdm
 from liftlab.adapters import State
 from liftlab.encoding import example_weight
 from liftlab.examples import Example
-from liftlab.fused_layers import fused
+from liftlab.fused_layers import Fused
 from liftlab.gated_layer import collected_gates
 from liftlab.history import History, Watch
 from liftlab.last_layer import for_scored
@@ -110,7 +110,7 @@ class _Training:
 
     def __init__(self, base: BaseModel, stack: Stack, courses: Sequence[Course], row_tokens: int) -> None:
         self.base, self.stack, self.courses, self.row_tokens = base, stack, courses, row_tokens
-        self.attention = SequenceAttention(base.model)
+        self.attention, self.fused = SequenceAttention(base.model), Fused(base.model)
         self.weights = [torch.nn.Parameter(row) for row in stack.weights]  # views: an update changes the stack
         settings = [
             {"params": [row], "lr": c.recipe.learning_rate, "betas": c.recipe.betas, "eps": c.recipe.epsilon,
@@ -148,7 +148,7 @@ class _Training:
         penalised = any(course.recipe.gate_penalty for course in self.courses)
         with (
             self.attention.within(packed),
-            fused(self.base.model),
+            self.fused.on(),
             for_scored(self.base.model, self.stack, packed),
             collected_gates(self.base.model) if penalised else nullcontext([]) as gates,
         ):

@@ -8,7 +8,7 @@ from transformers.models.mistral import modeling_mistral
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
 
-from liftlab.rotary import NAME, few_passes, rotated
+from liftlab.rotary import NAME, few_passes, rotated, turning
 
 
 @pytest.mark.parametrize("place", [modeling_llama, modeling_mistral, modeling_qwen2, modeling_qwen3, modeling_gemma2])
@@ -28,7 +28,7 @@ def test_values_and_gradients_are_those_of_transformers(place, dtype):
 
 def test_it_is_in_place_only_while_wanted(tiny):
     own = getattr(modeling_llama, NAME)
-    with pytest.raises(KeyError), few_passes(tiny.model):
+    with pytest.raises(KeyError), few_passes(turning(tiny.model)):
         assert getattr(modeling_llama, NAME) is rotated
         raise KeyError
     assert getattr(modeling_llama, NAME) is own
