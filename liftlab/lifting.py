@@ -94,7 +94,7 @@ def lift(
         raise ValueError(f"every = {every}: watch is called at each `every`-th step, so give at least 1")
     base = adapters.beside_prefix(base, recipe)
     stages = make_examples(base, document, recipe, pairs)
-    begin = _first_tokens(base, document, recipe)
+    begin = first_tokens(base, document, recipe)
     adapter, state, history = train(base, recipe, *stages, begin=begin, watch=watch, every=every, progress=progress)
     if not history:
         raise nothing_to_train_on(document)
@@ -133,7 +133,7 @@ def train(
     return adapter, state, tuple(history.steps)
 
 
-def _first_tokens(base: BaseModel, document: Document, recipe: Recipe) -> adapters.State | None:
+def first_tokens(base: BaseModel, document: Document, recipe: Recipe) -> adapters.State | None:
     """What a cartridge begins with, the document's first tokens as the base model reads them; None for the others."""
     if recipe.prefix_tokens is None:
         return None

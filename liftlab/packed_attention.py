@@ -13,12 +13,14 @@ from contextlib import contextmanager
 
 import torch
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 
 from liftlab.examples import Example
 from liftlab.packing import Packed
 from liftlab.rotary import SUPPORTED, architecture
-from liftlab.stacked_products import joined, of_tokens
+from liftlab.stacked_prefix import Prefix
+from liftlab.stacked_products import joined, of_documents, of_tokens
 from liftlab.token_losses import causal_model, has_prefix
 
 PACKED = "liftlab_packed"  # our attention function; as no mask function has that name, transformers makes no mask
@@ -39,21 +41,28 @@ class SequenceAttention:
         return max(len(example.ids) for example in examples) <= min(filter(None, windows), default=sys.maxsize)
 
     @contextmanager
-    def within(self, packed: Packed) -> Iterator[None]:
-        """While open (backward included), the model reads `packed`, and nothing else."""
-        written = packed.written
+    def within(self, packed: Packed, prefix: Prefix | None = None) -> Iterator[None]:
+        """While open (backward included), the model reads `packed`, and nothing else.
+
+        If there is a `prefix`, each row after its document's, in the order of the rows; they then are not written out.
+        """
+        written, longest = packed.written, packed.longest + _length(prefix)
         shapes = written.shapes if written else packed.groups
-        seen = [None] * len(shapes) if written else _seen(packed)
+        seen = [None] * len(shapes) if written else _seen(packed, _length(prefix))
 
         def attention(module, query, key, value, attention_mask, **settings):
-            _check_window(packed.longest, settings.get("sliding_window"))
+            _check_window(longest, settings.get("sliding_window"))
             inner = _inner(self._own[id(module.config)], module)
             given = [t[0].transpose(0, 1) for t in (query, key, value)]  # (tokens, heads, head_dim)
             if written:
                 given = [_WrittenOut.apply(t, written.order, written.back, written.again) for t in given]
+            parts = [[t.transpose(1, 2) for t in of_tokens(whole, shapes)] for whole in given]
+            if prefix:
+                before = [of_documents(t, shapes) for t in prefix[module.layer_idx]]
+                parts[1:] = [[torch.cat(both, 2) for both in zip(*pair, strict=True)]
+                             for pair in zip(before, parts[1:], strict=True)]  # fmt: skip
             said = []
-            for mask, *part in zip(seen, *(of_tokens(t, shapes) for t in given), strict=True):
-                part = [t.transpose(1, 2) for t in part]
+            for mask, *part in zip(seen, *parts, strict=True):
                 said.append(inner(module, *part, _mask(inner, mask, part[0]), **settings)[0].flatten(0, 1))
             return (_Gathered.apply(joined(said), written.back) if written else joined(said))[None], None
 
@@ -75,17 +84,25 @@ def attention_of(model: torch.nn.Module) -> SequenceAttention | None:
     return SequenceAttention(causal_model(model)) if known and not has_prefix(model) else None
 
 
-def packed_states(model: torch.nn.Module, packed: Packed) -> torch.Tensor:
-    """What the head would read, (1, tokens, width); `SequenceAttention.within` it."""
-    decoder = causal_model(model).get_decoder()
-    return decoder(input_ids=packed.ids, position_ids=packed.positions, use_cache=False).last_hidden_state
+def packed_states(model: torch.nn.Module, packed: Packed, prefix: Prefix | None = None) -> torch.Tensor:
+    """What the head would read, (1, tokens, width); `SequenceAttention.within` it, with the same prefix."""
+    decoder, positions = causal_model(model).get_decoder(), packed.positions + _length(prefix)
+    return decoder(input_ids=packed.ids, position_ids=positions, use_cache=False).last_hidden_state
 
 
-def _seen(packed: Packed) -> list[torch.Tensor]:
-    """Of each group: whether a token of a row sees another, (rows, 1, tokens, tokens), or itself."""
+def _length(prefix: Prefix | None) -> int:
+    """Tokens."""
+    return prefix[0][0].shape[2] if prefix else 0
+
+
+def _seen(packed: Packed, before: int) -> list[torch.Tensor]:
+    """Of each group: whether a token of a row sees another, (rows, 1, tokens, before + tokens), or itself; all see the
+    `before` tokens of a prefix.
+    """
     at = torch.arange(packed.ids.shape[1], device=packed.ids.device)
     places = zip(of_tokens(at, packed.groups), of_tokens(packed.ends[0], packed.groups), strict=True)
-    return [((at[:, :, None] >= at[:, None]) & (at[:, :, None] < ends[:, None]))[:, None] for at, ends in places]
+    seen = [((at[:, :, None] >= at[:, None]) & (at[:, :, None] < ends[:, None]))[:, None] for at, ends in places]
+    return [functional.pad(mask, (before, 0), value=True) for mask in seen]
 
 
 def _check_window(longest: int, window: int | None) -> None:

@@ -94,9 +94,11 @@ def tree_tokens(examples: Sequence[Example]) -> int:
     return len(_row(examples).ids)
 
 
-def pack(rows: Sequence[Sequence[Example]], weights_of: Sequence[Weight], pad: int) -> Packed:
+def pack(
+    rows: Sequence[Sequence[Example]], weights_of: Sequence[Weight], pad: int, *, masked_tokens: float = MASKED_TOKENS
+) -> Packed:
     """Each document's examples in a row, `pad` the token id of padding; `weights_of[document]` gives the weight of an
-    example's scored tokens.
+    example's scored tokens. Rows of at most `masked_tokens` are not written out.
 
     A document may have no example. ValueError where none has.
     """
@@ -116,7 +118,7 @@ def pack(rows: Sequence[Sequence[Example]], weights_of: Sequence[Weight], pad: i
         *(_whole([[value for tree in trees for value in getattr(tree, name)]])
           for name in ("ids", "positions", "counts", "ends", "owners")),
         tuple(tree.document for tree in trees), groups, max(len(path) for tree in trees for path in tree.paths),
-        _written(trees, begin) if groups[0][1] > MASKED_TOKENS else None,
+        _written(trees, begin) if groups[0][1] > masked_tokens else None,
         _whole(places), _whole(labels), torch.tensor(weights), _whole(owners), _whole(kept), kept_groups,
         tokens=sum(len(path) for tree in trees for path in tree.paths), weight=sum(weights),
     )  # fmt: skip

@@ -19,7 +19,7 @@ from liftlab.lifting import make_examples
 from liftlab.models import BaseModel
 from liftlab.recipes import Recipe
 from liftlab.shared_prefixes import can_share, found_in_rows
-from liftlab.stacked_layers import fits, stacked_on
+from liftlab.stacked_layers import fits, stacked_on, trains
 from liftlab.stacked_memory import Cost, measured
 from liftlab.stacked_training import Course, train
 
@@ -59,8 +59,8 @@ def lift(
 
     Documents may differ in length and settings; those whose adapters have the same shape are stacked, as many as fit
     into `memory_gib` (GiB, for adapters, their optimizer and activations, beside the base model); None: 4 GiB, on a GPU
-    half of what is free. An adapter that cannot be stacked (PiSSA, full fine-tuning), or for which a budget that nobody
-    gave is too small, is trained alone.
+    half of what is free. An adapter that cannot be trained in a stack (PiSSA, full fine-tuning), or for which a budget
+    that nobody gave is too small, is trained alone.
 
     The seconds of a history are those of its whole stack. Raises what `lifting.lift` raises, and ValueError for a given
     budget that one document alone exceeds, or a job for another base model.
@@ -77,7 +77,7 @@ def lift(
     for config, places in _by_adapter(
         [adapters.config(recipe) for recipe in recipes], [recipe.gradient_checkpointing for recipe in recipes]
     ):
-        if config is None or not fits(config):
+        if not trains(config):
             done |= {i: _alone(base, jobs[i], progress) for i in places}
             continue
         courses = {i: _course(base, jobs[i]) for i in places}
@@ -88,7 +88,8 @@ def lift(
             courses = {i: course for i, course in courses.items() if i not in large}
         for stack, tokens in _stacks(courses, cost, _budget(base) if memory_gib is None else memory_gib * 2**30):
             chosen = [courses[i] for i in stack]
-            found = train(base, config, [course.recipe.seed for course in chosen], chosen, tokens, progress)
+            begin = [lifting.first_tokens(base, jobs[i].document, recipes[i]) or recipes[i].seed for i in stack]
+            found = train(base, config, begin, chosen, tokens, progress)
             for i, (state, history) in zip(stack, found, strict=True):
                 job = jobs[i]
                 done[i] = Lifted(job.document, job.recipe, config, state, history, dict(base.provenance))
@@ -101,7 +102,8 @@ def _alone(base: BaseModel, job: Job, progress: bool) -> Lifted:
 
 
 def _course(base: BaseModel, job: Job) -> Course:
-    cut, answered = make_examples(base, job.document, job.recipe, job.pairs)
+    within = adapters.beside_prefix(base, job.recipe)
+    cut, answered = make_examples(within, job.document, job.recipe, job.pairs)
     steps = []
     for epoch, plan in enumerate(epochs(cut, list(answered), job.recipe), start=1):
         batches = [[example for batch in plan for example in batch]] if job.recipe.step == "epoch" else plan
@@ -145,7 +147,7 @@ def answer(
         document.check_base(base)
     answers: list[list[str | None]] = [[None] * len(of) for of in prompts]
     for config, places in _by_adapter([document.adapter for document in lifted], [None] * len(lifted)):
-        if config is None or not fits(config):
+        if not fits(config):
             for i in places:
                 with lifted[i].on(base) as on:
                     answers[i] = answer_prompts(on, prompts[i], answer_tokens, batch_tokens)

@@ -21,6 +21,7 @@ from torch import nn
 from liftlab import adapters
 from liftlab.gated_layer import GatedMemoryLayer, gate_of
 from liftlab.stacked_lora import Projected
+from liftlab.stacked_prefix import StackedPrefix
 from liftlab.stacked_products import Groups, even, joined, of_documents, of_tokens, product
 
 State = adapters.State
@@ -46,6 +47,7 @@ class Stack:
         self.groups: Groups | None = None  # how many tokens each of them has in the batch, None = all alike
         self._layers: list[tuple[nn.Module, str, str]] = []  # (layer, attribute, key)
         self.swaps: list[tuple[Callable[[], None], Callable[[], None]]] = []  # (PEFT's layer in, ours in)
+        self.prefix: StackedPrefix | None = None  # what stands before all, in place of layers
 
     def bind(self, layer: nn.Module, attribute: str, key: str) -> None:
         """Give `layer.attribute` the documents' tensors called `key`: (documents, *shape), a view of the weights."""
@@ -77,6 +79,12 @@ class Stack:
             kept = self._part(self.gradients, key)
             kept[self.seen] = gradient if self.empty else gradient.add_(kept[self.seen])
         self.empty = False
+
+    @property
+    def trained(self) -> slice:
+        """Which weights of an adapter are: not a cartridge's first tokens."""
+        frozen = self.prefix.frozen if self.prefix else 0
+        return slice(frozen * self.weights.shape[1] // self.prefix.tokens if frozen else 0, None)
 
     def state(self, document: int) -> State:
         """A copy, on the CPU, of one document's adapter weights."""
@@ -158,6 +166,11 @@ def _of_heads(by_head: list[torch.Tensor], first: torch.Tensor, second: torch.Te
     return joined([x.unflatten(0, (-1, heads)).transpose(1, 2).flatten(0, 1) for x in said])
 
 
+def trains(config: peft.PeftConfig | None) -> bool:
+    """Whether adapters of that kind can be trained in a stack: those that fit into one, and cartridges."""
+    return fits(config) or (config is not None and config.peft_type == peft.PeftType.CARTRIDGE)
+
+
 def fits(config: peft.PeftConfig | None) -> bool:
     """Whether adapters of that kind can be stacked: LoRA on the unchanged base model, and Gated Memory."""
     if config is None:
@@ -182,6 +195,9 @@ def stacked_on(model: nn.Module, config: peft.PeftConfig, begin: Begin, *, train
                 stack.swaps.append(_lora(wrapped, name, layer, stack))
             elif isinstance(layer, GatedMemoryLayer) and "default" in layer.gated_memory:
                 stack.swaps.append(_networks(name, layer, stack))
+        if config.is_prompt_learning:
+            stack.prefix = StackedPrefix(model, wrapped.peft_config["default"])
+            stack.bind(stack.prefix, "prefix", adapters.PREFIX)
         try:
             for _, ours in stack.swaps:
                 ours()

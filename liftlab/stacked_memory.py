@@ -15,11 +15,11 @@ from liftlab.lifting import checkpointing
 from liftlab.models import BaseModel
 from liftlab.packed_attention import SequenceAttention, packed_states
 from liftlab.packing import pack
-from liftlab.stacked_layers import stacked_on
+from liftlab.stacked_layers import Stack, stacked_on
 from liftlab.token_losses import CHUNK_TOKENS
 
 FULL_TOKENS = 2048  # tokens of one document in a forward pass: more are no faster
-COPIES = 4  # of an adapter in training: weights, gradients, two moments
+COPIES = 5  # of an adapter in training: weights, in their order and a pass's, gradients, two moments
 BACKWARD = 1.5  # memory of a backward pass against what the forward pass kept, at most: gradients beside activations
 _KNOWN: WeakKeyDictionary[torch.nn.Module, dict[tuple[str, bool], Cost]] = WeakKeyDictionary()
 
@@ -71,24 +71,25 @@ def _measured(base: BaseModel, config: peft.PeftConfig, checkpointed: bool) -> C
     with adapters.attached(base.model, config) as model:
         state = adapters.trained_state(model)[1]
     weights = sum(value.numel() for value in state.values())
-    with stacked_on(base.model, config, [state], trained=True), checkpointing(base.model, checkpointed):
+    with stacked_on(base.model, config, [state], trained=True) as stack, checkpointing(base.model, checkpointed):
         base.model.train()
-        few, many = (_kept(base, tokens) for tokens in (16, 32))
+        few, many = (_kept(base, stack, tokens) for tokens in (16, 32))
     kept = (many - few) // 16
     if checkpointed:  # one layer at a time is computed again and kept whole
-        with stacked_on(base.model, config, [state], trained=True):
-            few, many = (_kept(base, tokens) for tokens in (16, 32))
+        with stacked_on(base.model, config, [state], trained=True) as stack:
+            few, many = (_kept(base, stack, tokens) for tokens in (16, 32))
         kept += (many - few) // 16 // base.model.config.get_text_config().num_hidden_layers
     vocabulary = base.model.get_output_embeddings().out_features
     return Cost(4 * COPIES * weights, int(BACKWARD * kept), 3 * 4 * CHUNK_TOKENS * vocabulary)
 
 
-def _kept(base: BaseModel, tokens: int) -> int:
+def _kept(base: BaseModel, stack: Stack, tokens: int) -> int:
     """Bytes that a forward pass over one sequence of `tokens` tokens keeps for backward, model weights not counted."""
     held: dict[int, int] = {}
     own = {parameter.untyped_storage().data_ptr() for parameter in base.model.parameters()}
     ids = (base.tokenizer.pad_token_id,) * tokens
     packed = pack([[Example(ids, ids, "segment")]], [lambda example: 1.0], 0).to(base.model.device)
+    prefix = stack.prefix and stack.prefix.states()
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -97,10 +98,10 @@ def _kept(base: BaseModel, tokens: int) -> int:
         return tensor
 
     with (
-        SequenceAttention(base.model).within(packed),
+        SequenceAttention(base.model).within(packed, prefix),
         fused(base.model),
         torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
     ):
-        hidden = packed_states(base.model, packed)
+        hidden = packed_states(base.model, packed, prefix)
     del hidden
     return sum(held.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from liftlab.models import BaseModel
 from liftlab.packed_attention import SequenceAttention, packed_states
 from liftlab.packing import Packed, pack, padded_length
 from liftlab.recipes import Recipe
-from liftlab.stacked_layers import Stack, stacked_on
+from liftlab.stacked_layers import Begin, Stack, stacked_on
 from liftlab.token_losses import token_losses
 
 
@@ -51,12 +52,12 @@ class Course:
 def train(
     base: BaseModel,
     config: peft.PeftConfig,
-    states: Sequence[State],
+    begin: Begin,
     courses: Sequence[Course],
     row_tokens: int,
     progress: bool,
 ) -> list[tuple[State, tuple[Step, ...]]]:
-    """Each course's adapter and history, begun from `states`; `courses` are in falling order of their steps.
+    """Each course's adapter and history, begun from `begin` (see `stacked_on`); `courses` in falling order of steps.
 
     A forward pass reads at most `row_tokens` padded tokens of a document. FloatingPointError names the document whose
     loss is no number.
@@ -64,7 +65,7 @@ def train(
     recipe = courses[0].recipe
     histories = [History(base, course.recipe, course.watch, course.every) for course in courses]
     with (
-        stacked_on(base.model, config, states, trained=True) as stack,
+        stacked_on(base.model, config, begin, trained=True) as stack,
         checkpointing(base.model, recipe.gradient_checkpointing),
         tqdm(total=len(courses[0].steps), desc=f"lift {len(courses)} on {base.name}", disable=not progress) as bar,
     ):
@@ -111,7 +112,7 @@ class _Training:
     def __init__(self, base: BaseModel, stack: Stack, courses: Sequence[Course], row_tokens: int) -> None:
         self.base, self.stack, self.courses, self.row_tokens = base, stack, courses, row_tokens
         self.attention, self.fused = SequenceAttention(base.model), Fused(base.model)
-        self.weights = [torch.nn.Parameter(row) for row in stack.weights]  # views: an update changes the stack
+        self.weights = [torch.nn.Parameter(row[stack.trained]) for row in stack.weights]  # views of the stack's
         settings = [
             {"params": [row], "lr": c.recipe.learning_rate, "betas": c.recipe.betas, "eps": c.recipe.epsilon,
              "weight_decay": c.recipe.weight_decay}
@@ -143,16 +144,18 @@ class _Training:
     def _pass(self, rows: Sequence[Sequence[Example]], scored: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
         """One forward and backward pass; each document's part of its loss (documents,)."""
         weights = [(lambda e, recipe=course.recipe: example_weight(e, recipe)) for course in self.courses]
-        packed = pack(rows, weights, self.base.tokenizer.pad_token_id).to(self.stack.weights.device)
+        masked = {"masked_tokens": math.inf} if self.stack.prefix else {}
+        packed = pack(rows, weights, self.base.tokenizer.pad_token_id, **masked).to(self.stack.weights.device)
         self.stack.arrange(packed.documents, packed.groups)
+        prefix = self.stack.prefix and self.stack.prefix.states()
         penalised = any(course.recipe.gate_penalty for course in self.courses)
         with (
-            self.attention.within(packed),
+            self.attention.within(packed, prefix),
             self.fused.on(),
             for_scored(self.base.model, self.stack, packed),
             collected_gates(self.base.model) if penalised else nullcontext([]) as gates,
         ):
-            hidden = packed_states(self.base.model, packed).flatten(0, 1).index_select(0, packed.places)
+            hidden = packed_states(self.base.model, packed, prefix)[0].index_select(0, packed.places)
             losses = token_losses(self.base.model, hidden, packed.labels) * packed.weights
             losses = torch.zeros_like(scored).index_add(0, packed.scored_owners, losses) / scored
             self.stack.add_gradients(losses.sum() + (self._penalty(gates, packed, read) if penalised else 0.0))
@@ -170,7 +173,7 @@ class _Training:
         norms = gradients.norm(dim=1)
         gradients.mul_((self.clips[:active] / (norms + 1e-6)).clamp(max=1.0)[:, None])
         for i, (course, group) in enumerate(zip(self.courses, self.optimizer.param_groups, strict=True)):
-            self.weights[i].grad = self.stack.gradients[i] if i < active else None
+            self.weights[i].grad = self.stack.gradients[i, self.stack.trained] if i < active else None
             if i < active:
                 share = learning_rate_share(course.recipe, number, len(course.steps))
                 group["lr"] = course.recipe.learning_rate * share

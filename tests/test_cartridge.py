@@ -171,12 +171,13 @@ def test_saved_and_read_again_it_answers_alike_and_peft_itself_reads_it(tiny, tm
         assert torch.equal(peft.PeftModel.from_pretrained(tiny.model, str(folder))(input_ids=ids).logits, logits)
 
 
-def test_several_lifted_documents_are_lifted_and_asked_one_by_one(tiny):
-    """`stacked` does with a cartridge as with PiSSA: each alone, with the same result as alone."""
+def test_several_documents_lifted_at_once_are_what_they_are_alone(tiny):
     lifted = stacked.lift(tiny, [stacked.Job(DOCUMENT, RECIPE, PAIRS[n:]) for n in (0, 1)], progress=False)
     alone = [lift(tiny, DOCUMENT, RECIPE, PAIRS[n:], progress=False) for n in (0, 1)]
     states = [[of.state[adapters.PREFIX] for of in several] for several in (lifted, alone)]
-    assert torch.equal(states[0][0], states[1][0]) and torch.equal(states[0][1], states[1][1])
+    for together, by_itself in zip(*states, strict=True):
+        torch.testing.assert_close(together, by_itself, atol=1e-4, rtol=1e-3)
+        assert torch.equal(together[0], by_itself[0])  # the first token is frozen
     assert not torch.equal(*states[0])
     prompts = prompts_of(tiny, tiny.window - PREFIX)
     said = []

@@ -159,10 +159,11 @@ def test_what_examples_begin_with_alike_is_counted_once(tiny, monkeypatch):
     lift(tiny, given.document, recipe, given.pairs, progress=False)
     hook.remove()
     tokens, done = trained_operations(tiny, given, recipe, 1)
-    assert sum(computed) < tokens
     monkeypatch.setattr("liftlab.studies.timings.shares", lambda *_: False)
-    per_token = operations(tiny, recipe, 1).training(1, 0, 0)
-    assert trained_operations(tiny, given, recipe, 1)[1] - done == pytest.approx(per_token * (tokens - sum(computed)))
+    whole, per_token = trained_operations(tiny, given, recipe, 1)[1], operations(tiny, recipe, 1).training(1, 0, 0)
+    spared = (whole - done) / per_token
+    assert spared > 0.05 * tokens
+    assert tokens - spared == pytest.approx(sum(computed), rel=0.02)  # which has some padding
 
 
 def test_a_token_reads_the_head_but_no_embedding_of_its_own(tiny):

@@ -22,6 +22,7 @@ from liftlab.worlds import register
 
 LORA = Recipe.preset("micro/lora", mixed_epochs=2, segment_tokens=24, offset_tokens=9, learning_rate=2e-3)
 GATED = Recipe.preset("micro/gated_memory", mixed_epochs=2, learning_rate=5e-3)
+CARTRIDGE = Recipe.preset("micro/cartridge", mixed_epochs=2, prefix_tokens=12, learning_rate=2e-2)
 
 
 def jobs(recipe, words=(60, 110, 85), **changes):
@@ -67,6 +68,10 @@ CASES = {
     "gated memory, neutral start": (GATED, {"init": "neutral"}),
     "gated memory, gate penalty": (GATED, {"gate_penalty": 0.2, "warmup_steps": 2}),
     "gated memory in one layer": (GATED, {"layers_to_transform": (1,)}),
+    "cartridge": (CARTRIDGE, {}),
+    "cartridge, with segments, decay": (
+        CARTRIDGE, {"segments_in_mixed": True, "segment_tokens": 24, "offset_tokens": 9, "weight_decay": 0.1}),
+    "cartridge, tight clipping, a step an epoch": (CARTRIDGE, {"clip_norm": 0.05, "step": "epoch"}),
 }  # fmt: skip
 
 
@@ -96,7 +101,7 @@ def another(architecture, config_class, **changes):
     return architecture._from_config(config).eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("recipe", [LORA, GATED], ids=["lora", "gated memory"])
+@pytest.mark.parametrize("recipe", [LORA, GATED, CARTRIDGE], ids=["lora", "gated memory", "cartridge"])
 @pytest.mark.parametrize("kind", ["qwen3", "gemma2"])
 def test_so_it_is_on_other_architectures(tiny, kind, recipe):
     if kind == "qwen3":
@@ -133,6 +138,18 @@ def test_each_begins_with_the_very_weights_that_it_begins_with_alone(tiny, recip
         assert state.keys() == alone[seed].keys()
         assert all(torch.equal(value, alone[seed][key]) for key, value in state.items())
     assert len(wrapped) == 1
+
+
+def test_cartridges_are_trained_together_and_asked_one_by_one(tiny, monkeypatch):
+    monkeypatch.setattr(lifting, "lift", None)  # which lifts one by one
+    given = jobs(CARTRIDGE)
+    lifted = at_once(tiny, given)
+    asked = [
+        [put(tiny.tokenizer, job.document, pair.question, "none", 200, 4) for pair in job.pairs[:5]] for job in given
+    ]
+    for one, prompts, said in zip(lifted, asked, stacked.answer(tiny, lifted, asked, 4), strict=True):
+        with one.on(tiny) as on:
+            assert answer_prompts(on, prompts, 4) == said
 
 
 def test_a_document_that_ends_early_is_left_alone_afterwards(tiny):

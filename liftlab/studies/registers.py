@@ -27,10 +27,10 @@ COMPUTE = tuple(  # a change in any of these modules makes a record stale
     for name in (
         "documents", "register_fluent", "worlds", "prompts", "examples", "gguf_weights", "hub_weights", "weights",
         "models", "gated_layer", "gated_memory", "recipes", "adapters", "adapter_files", "lifted", "batches",
-        "token_losses", "encoding", "history", "stacked_products", "packing", "rotary", "packed_attention", "lifting",
-        "shared_prefixes", "answering", "stacked_lora", "stacked_layers", "fused_layers", "last_layer",
-        "stacked_memory", "stacked_training", "stacked", "text_overlap", "scoring", "probes.layout", "probes.gates",
-        "probes.answers", "studies.together", "studies.registers",
+        "token_losses", "encoding", "history", "stacked_products", "stacked_prefix", "packing", "rotary",
+        "packed_attention", "lifting", "shared_prefixes", "answering", "stacked_lora", "stacked_layers", "fused_layers",
+        "last_layer", "stacked_memory", "stacked_training", "stacked", "text_overlap", "scoring", "probes.layout",
+        "probes.gates", "probes.answers", "studies.together", "studies.registers",
     )
 )  # fmt: skip
 FIRST_DOCUMENT = 200  # studies lift registers from this seed on; smaller ones are for choosing settings
