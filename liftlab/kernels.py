@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from liftlab import run_log
+from liftlab import forks, run_log
 from liftlab.parameters import RunError, papermill_path, quiet_papermill
 
 
@@ -48,6 +48,7 @@ def _manager(printed: Path | None) -> type:
     Where a kernel dies by itself, this one ends the processes that it had started.
     """
     from jupyter_client.manager import AsyncKernelManager
+    from jupyter_client.provisioning import LocalProvisioner
 
     class Manager(AsyncKernelManager):
         async def start_kernel(self, **settings: Any) -> None:
@@ -55,6 +56,14 @@ def _manager(printed: Path | None) -> type:
                 if printed is not None:
                     settings["stderr"] = opened.enter_context(printed.open("ab"))
                 await self._async_start_kernel(**settings)
+
+        async def _async_launch_kernel(self, kernel_cmd: list[str], **settings: Any) -> None:
+            """As a fork, where this process was forked and keeps a spare one for it."""
+            local, spare = self.provisioner, forks.spare
+            child = spare.becomes(kernel_cmd, **settings) if spare and isinstance(local, LocalProvisioner) else None
+            if child is None:
+                return await super()._async_launch_kernel(kernel_cmd, **settings)
+            local.process, local.pid, local.pgid = child, child.pid, child.pid
 
         async def _async_interrupt_kernel(self) -> None:
             """Not as it shuts down: a kernel that is just done with its last cell would report a KeyboardInterrupt."""
@@ -80,16 +89,21 @@ def _end_group(group: int) -> None:
 
 # glibc keeps what is freed, rather than give a step's activations back and fault them in again at the next step
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+LEFT = ("MPLBACKEND", "JPY_PARENT_PID", "JPY_SESSION_NAME", "PAPERMILL_OUTPUT_PATH")  # by another Jupyter
+
+
+def environment(given: Mapping[str, str]) -> dict[str, str]:
+    """What of `given` a kernel gets, and what it gets beside."""
+    kept = {variable: value for variable, value in given.items() if variable not in LEFT}
+    return KEEP_MEMORY | kept | {"JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 
 @contextmanager
 def _clean_environment(name: str) -> Iterator[None]:
     """The kernel is this interpreter's own and shows figures, whatever the shell or another Jupyter left behind."""
     kept = dict(os.environ)
-    os.environ.update(KEEP_MEMORY | kept)
-    for variable in ("MPLBACKEND", "JPY_PARENT_PID", "JPY_SESSION_NAME", "PAPERMILL_OUTPUT_PATH"):
-        os.environ.pop(variable, None)
-    os.environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", run_log.NOTEBOOK: name}
+    os.environ.clear()
+    os.environ.update(environment(kept) | {run_log.NOTEBOOK: name})
     try:
         yield
     finally:

@@ -8,11 +8,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, Popen, TimeoutExpired
 from threading import Lock, Thread
+
+from liftlab.fork_server import Program, Server
+from liftlab.forks import PYTHON
 
 GRACE = 30.0  # seconds that a stopped notebook has to shut its kernel down
 KILLED = 1.0  # seconds within which the system ends a killed process; where nobody waits for it, it stays listed
@@ -43,19 +46,22 @@ class Processes:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._lock, self._stopped = folder, Lock(), False
-        self._running: set[Popen[bytes]] = set()
+        self._running: set[Popen[bytes] | Program] = set()
+        self._server: Server | None = None
 
     def execute(self, name: str, words: Sequence[str], environment: dict[str, str]) -> Outcome | None:
         """Run one to its end, None where all are stopped. A session of its own: a terminal's Ctrl-C is for us alone.
 
         Its stdin ends when we do, see `end_with_parent`.
         """
+        server = self._server if self._server and list(words[:2]) == PYTHON and self._server.ready() else None
         out, err = (self._folder / f"{name}{tail}" for tail in (".out", ".err"))
         with out.open("ab") as stdout, err.open("ab") as stderr, self._lock:
             if self._stopped:
                 return None
             channels = {"stdin": PIPE, "stdout": stdout, "stderr": stderr}
-            process = Popen(words, **channels, env=os.environ | environment, start_new_session=True)
+            process = server and server.program(words, stdout, stderr)
+            process = process or Popen(words, **channels, env=os.environ | environment, start_new_session=True)
             self._running.add(process)
         process.wait()
         process.stdin.close()
@@ -67,6 +73,14 @@ class Processes:
         if process.returncode < 0:
             said += f"liftlab: notebook {name} was killed by {signal.Signals(-process.returncode).name}\n"
         return Outcome(process.returncode, out.read_text("utf-8", errors="replace"), said)
+
+    @contextmanager
+    def forked_from(self, server: Server | None) -> Iterator[None]:
+        """Programs that can be forked from `server` are, in the block; it has their environment, and ends with it."""
+        with server or nullcontext():
+            self._server = server
+            yield
+        self._server = None
 
     @contextmanager
     def stopped_with(self, pool: ThreadPoolExecutor) -> Iterator[None]:
@@ -82,6 +96,8 @@ class Processes:
         """Start no more; end those that run as their own SIGTERM handler does or, after `GRACE`, by force."""
         with self._lock:
             self._stopped, running = True, list(self._running)
+        if self._server:
+            self._server.stop()
         for process in running:
             process.terminate()
         end = time.monotonic() + GRACE
@@ -107,7 +123,7 @@ def end_with_parent() -> None:
     Thread(target=wait, daemon=True).start()
 
 
-def _kill(process: Popen[bytes]) -> None:
+def _kill(process: Popen[bytes] | Program) -> None:
     """Kill a process and all that it started, its kernel with it, and wait until they are gone."""
     import psutil
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -12,11 +13,15 @@ from typing import Any
 import joblib
 import typer
 
-from liftlab import progress, run_log, runner
+from liftlab import kernels, progress, run_log, runner
 from liftlab.cells import WORKERS
+from liftlab.fork_server import Server
 from liftlab.processes import Outcome, Processes
 
 CORES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LOKY_MAX_CPU_COUNT")  # a kernel's threads; the cores that joblib sees
+# what notebooks import, and what executes them; not what reads its environment when it is imported
+IMPORTED = [f"liftlab.{name}" for name in ("claims", "findings", "plots", "runner", "tables", "studies.evaluation")]
+IMPORTED += ["ipykernel.ipkernel", "jupyter_client.provisioning", "papermill"]
 FAILED, MISTAKEN = 1, 2  # exit codes of `liftlab run`
 
 Asked = dict[str, dict[str, Any]]  # a notebook's name to its checked parameters
@@ -43,7 +48,8 @@ def run(root: Path, profile: str, asked: Asked, sets: dict[str, str], workers: i
 
         for group in groups:
             at_a_time, environment = share(workers, len(group))
-            with ThreadPoolExecutor(at_a_time) as pool, processes.stopped_with(pool):
+            forked = server(environment) if 1 < at_a_time < len(group) else None
+            with processes.forked_from(forked), ThreadPoolExecutor(at_a_time) as pool, processes.stopped_with(pool):
                 for done in as_completed([pool.submit(execute, name, environment) for name in group]):
                     done.result()
                     told.due()
@@ -74,6 +80,14 @@ def share(workers: int, group: int) -> tuple[int, dict[str, str]]:
     if at_a_time > 1:
         environment |= dict.fromkeys(CORES, str(max(1, joblib.cpu_count() // at_a_time)))
     return at_a_time, environment
+
+
+def server(environment: dict[str, str]) -> Server:
+    """What notebooks are forked from, each with its `environment`, as a kernel starts with it."""
+    inline = {
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline"
+    }  # which a kernel sets before matplotlib is read
+    return Server(IMPORTED, kernels.environment(os.environ | environment) | inline)
 
 
 def command(name: str, profile: str, sets: dict[str, str]) -> list[str]:

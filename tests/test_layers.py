@@ -31,8 +31,8 @@ NAMED = [  # in the README's table
     "evaluation_plots", "gate_plots", "probe_plots", "context_plots", "many_documents_plots", "companion_points",
     "companion_plots", "efficiency_points", "efficiency_plots", "plots", "probe_tables", "companion_tables",
     "evaluation_tables", "efficiency_tables", "tables", "bench_tables", "comparisons", "findings", "claims", "drawing",
-    "bounds", "plain_yaml", "parameters", "kernels", "runner", "processes", "progress", "side_by_side", "origins",
-    "differences", "verifying", "cli_lift", "cli_bench", "cli_status", "cli_verify", "cli",
+    "bounds", "plain_yaml", "parameters", "forks", "kernels", "runner", "fork_server", "processes", "progress",
+    "side_by_side", "origins", "differences", "verifying", "cli_lift", "cli_bench", "cli_status", "cli_verify", "cli",
 ]  # fmt: skip
 PROBES = {f"probes.{path.stem}" for path in (PACKAGE / "probes").glob("[!_]*.py")}
 AFTER = NAMED.index("probes.evidence_position") + 1  # where a probe stands that the table does not name
@@ -45,8 +45,8 @@ WITHOUT_TORCH = [
     "gate_plots", "probe_plots", "context_plots", "many_documents_plots", "companion_points", "companion_plots",
     "efficiency_points", "efficiency_plots", "plots", "probe_tables", "companion_tables", "evaluation_tables",
     "efficiency_tables", "tables", "bench_tables", "comparisons", "findings", "claims", "drawing", "plain_yaml",
-    "parameters", "kernels", "runner", "processes", "progress", "side_by_side", "origins", "differences", "verifying",
-    "cli_lift", "cli_bench", "cli_status", "cli_verify", "cli",
+    "parameters", "forks", "kernels", "runner", "fork_server", "processes", "progress", "side_by_side", "origins",
+    "differences", "verifying", "cli_lift", "cli_bench", "cli_status", "cli_verify", "cli",
 ]  # fmt: skip
 
 
