@@ -59,8 +59,8 @@ def lift(
 
     Documents may differ in length and settings; those whose adapters have the same shape are stacked, as many as fit
     into `memory_gib` (GiB, for adapters, their optimizer and activations, beside the base model); None: 4 GiB, on a GPU
-    half of what is free. An adapter that cannot be trained in a stack (PiSSA, full fine-tuning), or for which a budget
-    that nobody gave is too small, is trained alone.
+    half of what is free. Full fine-tuning is done alone, and so is an adapter for which a budget that nobody gave is
+    too small.
 
     The seconds of a history are those of its whole stack. Raises what `lifting.lift` raises, and ValueError for a given
     budget that one document alone exceeds, or a job for another base model.
@@ -90,9 +90,9 @@ def lift(
             chosen = [courses[i] for i in stack]
             begin = [lifting.first_tokens(base, jobs[i].document, recipes[i]) or recipes[i].seed for i in stack]
             found = train(base, config, begin, chosen, tokens, progress)
-            for i, (state, history) in zip(stack, found, strict=True):
+            for i, (adapter, state, history) in zip(stack, found, strict=True):
                 job = jobs[i]
-                done[i] = Lifted(job.document, job.recipe, config, state, history, dict(base.provenance))
+                done[i] = Lifted(job.document, job.recipe, adapter, state, history, dict(base.provenance))
     return [done[i] for i in range(len(jobs))]
 
 

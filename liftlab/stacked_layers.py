@@ -167,8 +167,13 @@ def _of_heads(by_head: list[torch.Tensor], first: torch.Tensor, second: torch.Te
 
 
 def trains(config: peft.PeftConfig | None) -> bool:
-    """Whether adapters of that kind can be trained in a stack: those that fit into one, and cartridges."""
-    return fits(config) or (config is not None and config.peft_type == peft.PeftType.CARTRIDGE)
+    """Whether adapters of that kind can be trained in a stack: those that fit into one, PiSSA, and cartridges."""
+    return fits(config) or is_pissa(config) or (config is not None and config.is_prompt_learning)
+
+
+def is_pissa(config: peft.PeftConfig | None) -> bool:
+    """Whether the adapter begins as the largest part of the base weights, of which it leaves the rest."""
+    return getattr(config, "init_lora_weights", None) == "pissa"
 
 
 def fits(config: peft.PeftConfig | None) -> bool:
@@ -211,6 +216,8 @@ def _states(wrapped: peft.PeftModel, begin: Begin) -> Sequence[State]:
     """The weights to begin with; those of the first seed were drawn as `wrapped` was made."""
     if not isinstance(begin[0], int):
         return begin
+    if is_pissa(wrapped.peft_config["default"]):  # nothing of it is drawn
+        return [adapters.trained_state(wrapped)[1]] * len(begin)
     drawn = {begin[0]: adapters.trained_state(wrapped)[1]}
     for seed in begin:
         if seed not in drawn:

@@ -11,6 +11,7 @@ import peft
 import torch
 from tqdm import tqdm
 
+from liftlab import adapters
 from liftlab.adapters import State
 from liftlab.encoding import example_weight
 from liftlab.examples import Example
@@ -24,7 +25,7 @@ from liftlab.models import BaseModel
 from liftlab.packed_attention import SequenceAttention, packed_states
 from liftlab.packing import Packed, pack, padded_length
 from liftlab.recipes import Recipe
-from liftlab.stacked_layers import Begin, Stack, stacked_on
+from liftlab.stacked_layers import Begin, Stack, is_pissa, stacked_on
 from liftlab.token_losses import token_losses
 
 
@@ -56,9 +57,10 @@ def train(
     courses: Sequence[Course],
     row_tokens: int,
     progress: bool,
-) -> list[tuple[State, tuple[Step, ...]]]:
-    """Each course's adapter and history, begun from `begin` (see `stacked_on`); `courses` in falling order of steps.
+) -> list[tuple[peft.PeftConfig, State, tuple[Step, ...]]]:
+    """Each course's adapter, as it applies to the unchanged base model, and history.
 
+    They begin with `begin` (see `stacked_on`); `courses` are in falling order of their steps.
     A forward pass reads at most `row_tokens` padded tokens of a document. FloatingPointError names the document whose
     loss is no number.
     """
@@ -69,7 +71,7 @@ def train(
         checkpointing(base.model, recipe.gradient_checkpointing),
         tqdm(total=len(courses[0].steps), desc=f"lift {len(courses)} on {base.name}", disable=not progress) as bar,
     ):
-        training = _Training(base, stack, courses, row_tokens)
+        training, begun = _Training(base, stack, courses, row_tokens), stack.state(0) if is_pissa(config) else {}
         base.model.train()
         _watch(base, stack, courses, histories)
         for number in range(len(courses[0].steps)):
@@ -83,7 +85,12 @@ def train(
         for history, course in zip(histories, courses, strict=True):
             with _named(course):
                 history.read()
-        return [(stack.state(i), tuple(history.steps)) for i, history in enumerate(histories)]
+        ends = [stack.state(i) for i in range(len(courses))]
+        if begun:  # a PiSSA adapter applies to base weights that it changed itself: keep it as a LoRA on the real ones
+            kept = [adapters.as_plain_lora(config, begun, end) for end in ends]
+        else:
+            kept = [(config, end) for end in ends]
+        return [(*one, tuple(history.steps)) for one, history in zip(kept, histories, strict=True)]
 
 
 def _watch(base: BaseModel, stack: Stack, courses: Sequence[Course], histories: Sequence[History]) -> None:

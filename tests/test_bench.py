@@ -255,7 +255,7 @@ def test_the_command_compares_and_leaves_records_and_table(call, repository):  #
         (["--no-reference", "--reference-documents", "2"], "which --no-reference leaves out"),
         (["--recipe", "micro/none"], "recipe 'micro/none' is unknown"),
         (["--set", "batch_example=2"], "recipe has no field 'batch_example'"),
-        (["--set", "adapter=pissa"], "adapter = 'pissa' is lifted one document at a time"),
+        (["--set", "adapter=full"], "adapter = 'full' is lifted one document at a time"),
         (["--set", "batch_examples=null"], "batch_examples"),
         (["--set", "step=epoch"], "step = 'epoch'"),
         (["--windows", "1", "--tokens", "300"], "both give the documents' length"),

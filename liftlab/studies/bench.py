@@ -17,7 +17,7 @@ from liftlab.lifted import Step
 from liftlab.machine import device_words
 from liftlab.models import BaseModel
 from liftlab.recipes import Recipe
-from liftlab.stacked_layers import fits
+from liftlab.stacked_layers import trains
 from liftlab.studies.registers import FIRST_DOCUMENT, QUESTION_TOKENS, at_least_one, register_of
 from liftlab.studies.ways import Load, Outcome, Way, Work, check_same_work, lift_all, reloading
 
@@ -72,10 +72,10 @@ class Comparison:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 0")
         self._check_sizes()
-        if max(self.at_once, default=1) > 1 and not fits(adapters.config(self.recipe)):
+        if max(self.at_once, default=1) > 1 and not trains(adapters.config(self.recipe)):
             raise ValueError(
                 f"recipe: adapter = {self.recipe.adapter!r} is lifted one document at a time: leave out the sizes "
-                "above 1, or choose lora or gated_memory"
+                "above 1, or choose another adapter"
             )
         if self.processes and torch.cuda.is_available():
             raise ValueError("processes: a GPU is shared by all documents of one process, leave this out")
