@@ -94,6 +94,31 @@ def test_each_line_on_when_to_use_lift_says_what_its_figure_s_data_say():
         assert (said or counted) and set(said) <= known and set(counted) <= costs
 
 
+SECTIONS = [part for part in re.split(r"(?m)^(?=##)", README) if re.search(r"\d \[[^\]]*\d\]", part)]
+MEASURED = re.compile(r"[-+]?[\d.,]*\d \[[-+\d.,]+ [-+\d.,]+\]")  # a number with its interval
+ROUNDED = ("### Time to the first token, length of the answer, memory",)  # in fewer digits than in its table
+
+
+def stated(section):
+    """What its figures, or all where it names none, say: their tables and findings, and the rows of their data."""
+    named = {ROOT / path for path in re.findall(r"figures/\w+/\w+(?=\.)", section)}
+    files = [path for path in NUMBERS if not named or path.with_suffix("") in named]
+    said = {number for path in files for text in path.parent.glob(f"{path.stem}*.md")
+            for number in MEASURED.findall(text.read_text("utf-8"))}  # fmt: skip
+    for path in files:
+        rows = pd.read_csv(path).reindex(columns=["mean", "low", "high"]).dropna()
+        said |= {f"{mean:.{n}f} [{low:.{n}f}, {high:.{n}f}]" for mean, low, high in rows.to_numpy() for n in (2, 3)}
+    return {number.replace("+", "") for number in said}
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.split("\n")[0].strip("# "))
+def test_each_measured_number_of_the_prose_stands_in_its_figure_s_data(section):
+    if section.startswith(ROUNDED):
+        return
+    prose = " ".join(" ".join(line for line in section.splitlines() if not line.startswith("|")).split())
+    assert {number.replace("+", "") for number in MEASURED.findall(prose)} <= stated(section)
+
+
 def test_every_figure_is_there_in_three_forms_and_shown():
     assert DATA
     for path in DATA:
