@@ -4,10 +4,11 @@ import pandas as pd
 import pytest
 import torch
 
-from liftlab import grouped_positions, stacked
+from liftlab import grouped_positions, stacked, stacked_training
 from liftlab.answering import answer
 from liftlab.examples import known_pairs
 from liftlab.lifting import lift
+from liftlab.packing import pack
 from liftlab.prompts import PLAIN
 from liftlab.recipes import Recipe
 from liftlab.register_tasks import with_tasks
@@ -70,13 +71,17 @@ def test_every_method_answers_every_question_and_tells_its_costs(tmp_path, tiny,
 def count_tokens(model, monkeypatch):
     """Real positions (no padding) that the model reads: in training, at the embedding; in prompts, at the whole model.
 
-    A prompt is what generation reads first, more than one token at once; perplexities are read past the whole model.
+    In training a position counts as often as examples share it. A prompt is what generation reads first, more than one
+    token at once; perplexities are read past the whole model.
     """
-    seen = {"training": 0, "prompt": 0}
+    seen, rows = {"training": 0, "prompt": 0}, []
+    monkeypatch.setattr(stacked_training, "pack", lambda *given, **how: rows.append(pack(*given, **how)) or rows[-1])
 
     def embedded(_module, given):
-        if torch.is_grad_enabled():
-            seen["training"] += int((given[0] != 0).sum())
+        if torch.is_grad_enabled() and rows:  # none where memory is measured
+            counts = rows.pop().counts
+            assert torch.equal(given[0] != 0, counts > 0)
+            seen["training"] += int(counts.sum())
 
     def read(_module, _given, named):
         if named["input_ids"].shape[1] > 1:

@@ -169,8 +169,8 @@ def test_training_begins_before_the_last_pair_has_come_and_its_seconds_include_w
 
 
 def test_only_the_first_mixed_epoch_is_in_the_given_order(tiny, monkeypatch):
-    seen, plain = [], lifting.passes
-    monkeypatch.setattr(lifting, "passes", lambda batch, device: seen.extend(batch) or plain(batch, device))
+    seen, plain = [], lifting._passes
+    monkeypatch.setattr(lifting, "_passes", lambda model, batch, *how: seen.extend(batch) or plain(model, batch, *how))
     lift(tiny, DOCUMENT, replace(STREAMED, mixed_epochs=2), iter(known_pairs(DOCUMENT)), progress=False)
     given = make_examples(tiny, DOCUMENT, STREAMED, known_pairs(DOCUMENT))[1]
     assert seen[: len(given)] == given != seen[len(given) :]

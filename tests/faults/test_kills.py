@@ -16,8 +16,8 @@ def undisturbed():
 
 
 def test_a_killed_run_goes_on_to_the_undisturbed_runs_records(undisturbed):
-    wanted, seconds = undisturbed
-    assert kills.killed(0, 0.8 * seconds, "all", wanted).survived
+    wanted, seconds = undisturbed  # which the first run of all may have spent on imports from a cold disk
+    assert kills.killed(0, 0.5 * seconds, "all", wanted).survived
 
 
 def test_two_runs_at_once_compute_each_cell_once_and_both_end_well(undisturbed, tmp_path):
