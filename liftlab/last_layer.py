@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from liftlab.packed_attention import Gathered, put
 from liftlab.packing import Packed
 from liftlab.rotary import SUPPORTED, architecture
 from liftlab.stacked_layers import Stack, StackedLora
@@ -40,26 +41,10 @@ def _kept_alone(forward: Callable[[torch.Tensor], torch.Tensor], stack: Stack, p
     """`forward` of the kept tokens of `x` (1, tokens, in), which it is to see as a stack's batch of their own."""
     stack.groups, groups = packed.kept_groups, stack.groups
     try:
-        said = forward(_Taken.apply(x[0], packed.kept)[None])[0]
+        said = forward(Gathered.apply(x[0], packed.kept)[None])[0]
     finally:
         stack.groups = groups
     return _Put.apply(said, packed.kept, x.shape[1])[None]
-
-
-class _Taken(torch.autograd.Function):
-    """x[kept], no place taken twice."""
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(kept)
-        ctx.tokens = len(x)
-        return x.index_select(0, kept)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: torch.Tensor):
-        (kept,) = ctx.saved_tensors
-        return _put(gradient, kept, ctx.tokens), None
 
 
 class _Put(torch.autograd.Function):
@@ -68,14 +53,10 @@ class _Put(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: torch.Tensor, kept: torch.Tensor, tokens: int) -> torch.Tensor:
         ctx.save_for_backward(kept)
-        return _put(x, kept, tokens)
+        return put(x, kept, tokens)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: torch.Tensor):
         (kept,) = ctx.saved_tensors
         return gradient.index_select(0, kept), None, None
-
-
-def _put(x: torch.Tensor, kept: torch.Tensor, tokens: int) -> torch.Tensor:
-    return x.new_zeros(tokens, *x.shape[1:]).index_copy_(0, kept, x)

@@ -64,7 +64,7 @@ class SequenceAttention:
             said = []
             for mask, *part in zip(seen, *parts, strict=True):
                 said.append(inner(module, *part, _mask(inner, mask, part[0]), **settings)[0].flatten(0, 1))
-            return (_Gathered.apply(joined(said), written.back) if written else joined(said))[None], None
+            return (Gathered.apply(joined(said), written.back) if written else joined(said))[None], None
 
         AttentionInterface.register(PACKED, attention)
         try:
@@ -144,17 +144,22 @@ class _WrittenOut(torch.autograd.Function):
         return first.index_add_(0, order.index_select(0, again), gradient.index_select(0, again)), None, None, None
 
 
-class _Gathered(torch.autograd.Function):
-    """x[back], where no place of `back` is another's; what is not taken has no gradient."""
+class Gathered(torch.autograd.Function):
+    """x[places], no place twice; what is not taken has no gradient."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(back)
+    def forward(ctx, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(places)
         ctx.length = len(x)
-        return x.index_select(0, back)
+        return x.index_select(0, places)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: torch.Tensor):
-        (back,) = ctx.saved_tensors
-        return gradient.new_zeros(ctx.length, *gradient.shape[1:]).index_copy_(0, back, gradient), None
+        (places,) = ctx.saved_tensors
+        return put(gradient, places, ctx.length), None
+
+
+def put(x: torch.Tensor, places: torch.Tensor, length: int) -> torch.Tensor:
+    """0 everywhere but at `places`, where x stands."""
+    return x.new_zeros(length, *x.shape[1:]).index_copy_(0, places, x)
