@@ -84,9 +84,8 @@ def share(workers: int, group: int) -> tuple[int, dict[str, str]]:
 
 def server(environment: dict[str, str]) -> Server:
     """What notebooks are forked from, each with its `environment`, as a kernel starts with it."""
-    inline = {
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline"
-    }  # which a kernel sets before matplotlib is read
+    # a kernel sets it before matplotlib is read
+    inline = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     return Server(IMPORTED, kernels.environment(os.environ | environment) | inline)
 
 

@@ -94,9 +94,9 @@ def test_each_line_on_when_to_use_lift_says_what_its_figure_s_data_say():
         assert (said or counted) and set(said) <= known and set(counted) <= costs
 
 
-SECTIONS = [part for part in re.split(r"(?m)^(?=##)", README) if re.search(r"\d \[[^\]]*\d\]", part)]
+ROUNDED = "### Time to the first token, length of the answer, memory"  # in fewer digits than in its table
 MEASURED = re.compile(r"[-+]?[\d.,]*\d \[[-+\d.,]+ [-+\d.,]+\]")  # a number with its interval
-ROUNDED = ("### Time to the first token, length of the answer, memory",)  # in fewer digits than in its table
+SECTIONS = [part for part in re.split(r"(?m)^(?=##)", README) if MEASURED.search(part) and not part.startswith(ROUNDED)]
 
 
 def stated(section):
@@ -113,8 +113,6 @@ def stated(section):
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.split("\n")[0].strip("# "))
 def test_each_measured_number_of_the_prose_stands_in_its_figure_s_data(section):
-    if section.startswith(ROUNDED):
-        return
     prose = " ".join(" ".join(line for line in section.splitlines() if not line.startswith("|")).split())
     assert {number.replace("+", "") for number in MEASURED.findall(prose)} <= stated(section)
 
