@@ -148,13 +148,15 @@ class _GatedMlp(torch.autograd.Function):
         (out,), inner_down = project(_act(gate, gelu).mul_(up), *down, scaling, groups)
         ctx.scaling, ctx.gelu, ctx.groups = scaling, gelu, groups
         lora = (a_gate, a_up, a_down, b_gate, b_up, b_down)
-        ctx.save_for_backward(x, gate, up, inner, inner_down, *weights, *lora)
+        ctx.save_for_backward(x, gate, up, *weights, *lora, *inner, *inner_down)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: torch.Tensor):
-        x, gate, up, inner, inner_down, *weights, a_gate, a_up, a_down, b_gate, b_up, b_down = ctx.saved_tensors
+        x, gate, up, *rest = ctx.saved_tensors
+        weights, (a_gate, a_up, a_down, b_gate, b_up, b_down), ranks = rest[:3], rest[3:9], rest[9:]
+        inner, inner_down = ranks[: len(ctx.groups)], ranks[len(ctx.groups) :]
         acted, settings = _act(gate, ctx.gelu), (ctx.scaling, ctx.groups)
         down = ([gradient], acted * up, weights[2:], [a_down], [b_down], inner_down)
         of_product, of_a_down, of_b_down = project_back(*down, *settings, True)

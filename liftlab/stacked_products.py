@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 Groups = tuple[tuple[int, int], ...]  # (documents, tokens of each), in order
+Ranks = list[torch.Tensor]  # of each group (documents, ranks, tokens): so few rows of many, a CPU multiplies fastest
 
 
 def even(documents: int, tokens: int) -> Groups:
@@ -41,15 +42,19 @@ def product(x: torch.Tensor, matrices: torch.Tensor, groups: Groups) -> torch.Te
     return joined([rows.bmm(own).flatten(0, 1) for rows, own in both])
 
 
-def add_product(out: torch.Tensor, x: torch.Tensor, matrices: torch.Tensor, groups: Groups) -> torch.Tensor:
-    """`out` (tokens, out), with `product(x, matrices, groups)` added in place."""
-    of_each = (of_tokens(out, groups), of_tokens(x, groups), of_documents(matrices, groups))
-    for into, rows, own in zip(*of_each, strict=True):
-        into.baddbmm_(rows, own)
+def of_ranks(matrices: torch.Tensor, x: torch.Tensor, groups: Groups) -> Ranks:
+    """`matrices` (documents, ranks, in) times each document's tokens of `x` (tokens, in)."""
+    both = zip(of_documents(matrices, groups), of_tokens(x, groups), strict=True)
+    return [own.bmm(rows.mT) for own, rows in both]
+
+
+def add_ranks(out: torch.Tensor, ranks: Ranks, matrices: torch.Tensor, groups: Groups) -> torch.Tensor:
+    """`out` (tokens, out), to which `ranks`, transposed, times `matrices` (documents, ranks, out) are added in place."""
+    for into, part, own in zip(of_tokens(out, groups), ranks, of_documents(matrices, groups), strict=True):
+        into.baddbmm_(part.mT, own)
     return out
 
 
-def outer(x: torch.Tensor, y: torch.Tensor, groups: Groups) -> torch.Tensor:
-    """Each document's x' y, (documents, x's width, y's width), of `x` and `y` (tokens, width)."""
-    both = zip(of_tokens(x, groups), of_tokens(y, groups), strict=True)
-    return joined([mine.mT.bmm(theirs) for mine, theirs in both])
+def over_tokens(ranks: Ranks, x: torch.Tensor, groups: Groups) -> torch.Tensor:
+    """`ranks` times each document's tokens of `x` (tokens, width): (documents, ranks, width)."""
+    return joined([part.bmm(rows) for part, rows in zip(ranks, of_tokens(x, groups), strict=True)])
