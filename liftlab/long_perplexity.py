@@ -52,7 +52,8 @@ def key_tokens(
     """Positions of the key tokens in `examples.document_ids`, in order; there may be none.
 
     The log probability (nats) of a key token is above `beta` after the last `long_tokens` tokens (None: as many as the
-    window holds), and there more than `alpha` above that after the last `short_tokens`. `stride` as for `perplexity`.
+    window holds), and there more than `alpha` above that after the last `short_tokens`. `stride` as for `perplexity`,
+    after the short context at most half of it.
     ValueError where the short context is not the shorter one, or a threshold is no number.
     """
     sizes = _sizes(base.window, short_tokens, long_tokens)
@@ -93,6 +94,7 @@ def rows(
     """The rows of `of_model` for `base` and for `lifted` (column condition: base, lift), on the key tokens of `base`.
 
     `short_tokens` None: an eighth of the window; `long_tokens` None: the window, that of the lifted model if smaller.
+    `stride` as for `key_tokens`.
     """
     with lifted.on(base) as on:
         sizes = _sizes(min(base.window, on.window), short_tokens, long_tokens)
@@ -117,7 +119,7 @@ def of_model(
     """Metric perplexity over all tokens, and long_perplexity over the key ones, after the short and the long context.
 
     `key`: their positions, None: as this model itself finds them. `context`: short, long; `tokens`: those scored;
-    `key_tokens`: how many there are. Without any there is no row of long_perplexity.
+    `key_tokens`: how many there are. Without any there is no row of long_perplexity. `stride` as for `key_tokens`.
     """
     sizes = _sizes(base.window, short_tokens, long_tokens)
     nats = _read(base, document, sizes, stride)
@@ -134,8 +136,10 @@ def _sizes(window: int, short_tokens: int | None, long_tokens: int | None) -> di
 
 
 def _read(base: BaseModel, document: Document, sizes: dict[str, int], stride: int) -> dict[str, torch.Tensor]:
+    """Nats of the document's tokens after each context; the short one's stride is at most half of it."""
     ids = document_ids(base.tokenizer, document)
-    return {name: _nats(base, ids, tokens, stride) for name, tokens in sizes.items()}
+    strides = {"short": min(stride, max(1, sizes["short"] // 2)), "long": stride}
+    return {name: _nats(base, ids, tokens, strides[name]) for name, tokens in sizes.items()}
 
 
 def _key(nats: dict[str, torch.Tensor], alpha: float, beta: float) -> list[int]:

@@ -49,7 +49,7 @@ def of_ranks(matrices: torch.Tensor, x: torch.Tensor, groups: Groups) -> Ranks:
 
 
 def add_ranks(out: torch.Tensor, ranks: Ranks, matrices: torch.Tensor, groups: Groups) -> torch.Tensor:
-    """`out` (tokens, out), to which `ranks`, transposed, times `matrices` (documents, ranks, out) are added in place."""
+    """`out` (tokens, out), with `ranks`, transposed, times `matrices` (documents, ranks, out) added in place."""
     for into, part, own in zip(of_tokens(out, groups), ranks, of_documents(matrices, groups), strict=True):
         into.baddbmm_(part.mT, own)
     return out

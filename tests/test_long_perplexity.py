@@ -12,7 +12,7 @@ from liftlab import long_perplexity, probes, records
 from liftlab.documents import Document
 from liftlab.examples import document_ids
 from liftlab.lifting import lift
-from liftlab.long_perplexity import Perplexity, key_tokens, perplexity, rows
+from liftlab.long_perplexity import Perplexity, key_tokens, of_model, perplexity, rows
 from liftlab.recipes import Recipe
 from liftlab.worlds import register
 
@@ -103,6 +103,14 @@ def test_without_thresholds_every_token_but_the_first_is_key_and_both_perplexiti
     key = key_tokens(base, LONG, 8, **ANY)
     assert key == list(range(1, len(document_ids(base.tokenizer, LONG))))
     assert perplexity(base, LONG, 64, key) == perplexity(base, LONG, 64)
+
+
+def test_a_stride_for_the_long_context_is_no_longer_than_half_of_the_short_one_there(sharp):
+    """Or its first tokens would have next to no context."""
+    table = of_model(sharp, LONG, short_tokens=8, long_tokens=60, stride=20).set_index(["metric", "context"])
+    for context, tokens, stride in (("short", 8, 4), ("long", 60, 20)):
+        expected = perplexity(sharp, LONG, tokens, stride=stride)
+        assert table.loc[("perplexity", context), "value"] == expected.value
 
 
 def test_without_a_key_token_there_is_no_long_perplexity(sharp):

@@ -47,7 +47,7 @@ METHODS = {
     "temp_lora": Method("none", "temp_lora"),
     "cartridge": Method("none", "cartridge", pairs=True),
 }
-STRIDES = 16  # tokens scored in one reading: the window / STRIDES
+STRIDES = 4  # tokens scored in one reading of the window: a quarter of it
 
 
 def stored_bytes(lifted: Lifted) -> int:
