@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
@@ -127,6 +128,7 @@ def save(records: pd.DataFrame, path: Path) -> pd.DataFrame:
     data = summary(records)
     text = data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     replace_file(path.with_name(f"{path.name}.csv"), text.encode("utf-8"))
+    data = pd.read_csv(StringIO(text))  # as kept: no number is rounded twice
     shown = table(data)
     replace_file(path.with_name(f"{path.name}.md"), f"{markdown(shown)}\n\n{notes(data)}".encode())
     return shown

@@ -18,6 +18,7 @@ from liftlab.recipes import Recipe, chosen
 from liftlab.studies import bench, ways
 from liftlab.studies.bench import Comparison
 from liftlab.studies.ways import Outcome, Way
+from liftlab.tables import markdown
 from liftlab.worlds import register
 
 RECIPE = chosen("", "micro", {**bench.v4_style(), "mixed_epochs": "2", "rank": "2"})
@@ -215,6 +216,14 @@ def test_the_table_by_hand_and_its_files_from_kept_records(tmp_path):
     kept, _ = records.read(records.write(frame, tmp_path / "records/bench.csv", {}))
     bench_tables.save(kept, tmp_path / "bench")
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+
+def test_the_table_says_what_the_data_beside_it_do_where_a_number_is_just_below_a_half(tmp_path):
+    frame, _ = measured()
+    frame.loc[frame["metric"] == "documents_per_hour", "value"] = 17243.49951  # 17243.5 in six digits
+    bench_tables.save(frame, tmp_path / "bench")
+    kept = bench_tables.table(pd.read_csv(tmp_path / "bench.csv"))
+    assert "17,244" in kept.to_string() and markdown(kept) in (tmp_path / "bench.md").read_text("utf-8")
 
 
 def test_a_table_without_the_authors_loop_or_with_one_round_has_dashes_and_no_interval():
