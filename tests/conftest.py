@@ -1,5 +1,6 @@
 """Tiny models built in memory: real transformers models and tokenizers, no mocks, no files."""
 
+import signal
 import sys
 
 import pytest
@@ -9,6 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from liftlab import cli
 from liftlab.models import BaseModel
 from liftlab.pretraining import word_tokenizer
+
+for number, usual in {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}.items():
+    if signal.getsignal(number) is signal.SIG_IGN:  # in the background, under nohup; inherited by what tests start
+        signal.signal(number, usual)
 
 
 @pytest.fixture(scope="session", autouse=True)
