@@ -9,14 +9,15 @@ from liftlab.context_plots import length_label
 from liftlab.probe_tables import interval
 
 COSTS = {  # column of the table: the cost or measure, and its form
-    "training tokens": ("training_tokens", "{:,.0f}"),
-    "prompt tokens": ("prompt_tokens", "{:,.0f}"),
-    "tokens in all": ("total_tokens", "{:,.0f}"),
-    "bytes kept": ("stored_bytes", "{:,.0f}"),
-    "preparing (s)": ("prepare_seconds", "{:.3g}"),
-    "a question (s)": ("question_seconds", "{:.3g}"),
-    "perplexity": ("perplexity", "{:.3g}"),
-    "LongPPL": ("long_perplexity", "{:.3g}"),
+    "training tokens": ("training_tokens", "{mean:,.0f}"),
+    "prompt tokens": ("prompt_tokens", "{mean:,.0f}"),
+    "tokens in all": ("total_tokens", "{mean:,.0f}"),
+    "bytes kept": ("stored_bytes", "{mean:,.0f}"),
+    "preparing (s)": ("prepare_seconds", "{mean:.2f}"),
+    "a question (s)": ("question_seconds", "{mean:.4f}"),
+    "seconds in all": ("total_seconds", "{mean:.3g} [{low:.3g}, {high:.3g}]"),
+    "perplexity": ("perplexity", "{mean:.3g}"),
+    "LongPPL": ("long_perplexity", "{mean:.3g}"),
 }
 NOTHING = "-"
 
@@ -57,4 +58,5 @@ def _share(row: dict) -> str:
 def _cost(row: dict, form: str) -> str:
     """A star where the method is on the front of this cost."""
     drawn = row["panel"] == "cost"
-    return form.format(row["cost_mean"] if drawn else row["mean"]) + (" *" if drawn and row["front"] else "")
+    spent = {name: row[f"cost_{name}" if drawn else name] for name in ("mean", "low", "high")}
+    return form.format(**spent) + (" *" if drawn and row["front"] else "")

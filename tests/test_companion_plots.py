@@ -1,5 +1,7 @@
 """Companions, drawn: the front is that of brute force, the numbers those of plain pandas, what cannot run is said."""
 
+import re
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -45,7 +47,7 @@ def records(documents=4, timed=False, seed=0):
                     unit = "bytes" if metric == "stored_bytes" else "tokens"
                     rows.append(row(*at, metric, cost * windows * (1 + 0.01 * document), unit))
                 if timed:
-                    rows.append(row(*at, "prepare_seconds", costs[0] / 1000 + 0.01, "s"))
+                    rows.append(row(*at, "prepare_seconds", costs[0] / 1000 + 0.02 * (1 + document), "s"))
                     rows.append(row(*at, "question_seconds", costs[1] / 1e4, "s"))
                 if condition in ("closed_book", "lift"):
                     rows += [row(*at, "perplexity", 5 + document, "perplexity", context=context)
@@ -138,6 +140,22 @@ def test_the_table_says_what_cannot_run_and_stars_the_front(tmp_path):
     assert "preparing (s)" not in table and table.loc[("2 windows", "LIFT, closed book"), "perplexity"] == "6.5"
     text = (tmp_path / "companions.md").read_text("utf-8")
     assert text.count("cannot run") == 2 and "nan" not in text
+
+
+def test_the_table_of_a_timed_run_says_the_seconds_of_preparing_and_all_questions(tmp_path):
+    frame = records(timed=True)
+    plots.save("companions", frame, tmp_path)
+    table = tables.save("companions", tmp_path).set_index(["document", "method"])
+    lift = frame[(frame["condition"] == "lift") & (frame["windows"] == 2)]
+    once, each = (lift[lift["metric"] == metric].groupby("document")["value"].mean()
+                  for metric in ("prepare_seconds", "question_seconds"))  # fmt: skip
+    row = table.loc[("2 windows", "LIFT, closed book")]
+    assert row["preparing (s)"] == f"{once.mean():.2f}" and row["a question (s)"] == f"{each.mean():.4f}"
+    spent = once + lift["expected_questions"].iloc[0] * each
+    mean, low, high = (float(number) for number in re.findall(r"[\d.]+", row["seconds in all"]))
+    assert mean == pytest.approx(spent.mean(), rel=5e-3)
+    assert spent.min() <= low < spent.mean() < high <= spent.max() * (1 + 5e-3)
+    assert table.loc[("2 windows", "base, closed book"), "seconds in all"].endswith("] *")
 
 
 def test_findings_compare_lift_with_every_other_method_at_each_length():
