@@ -15,7 +15,7 @@ COSTS = {  # column of the table: the cost or measure, and its form
     "bytes kept": ("stored_bytes", "{mean:,.0f}"),
     "preparing (s)": ("prepare_seconds", "{mean:.2f}"),
     "a question (s)": ("question_seconds", "{mean:.4f}"),
-    "seconds in all": ("total_seconds", "{mean:.3g} [{low:.3g}, {high:.3g}]"),
+    "seconds in all": ("total_seconds", "{mean:#.3g} [{low:#.3g}, {high:#.3g}]"),
     "perplexity": ("perplexity", "{mean:.3g}"),
     "LongPPL": ("long_perplexity", "{mean:.3g}"),
 }

@@ -87,7 +87,9 @@ def test_each_line_on_when_to_use_lift_says_what_its_figure_s_data_say():
     assert len(lines) == 10
     for line in lines:
         data = [pd.read_csv(ROOT / name) for name in re.findall(r"\]\((figures/[^)]+\.csv)\)", line)]
-        known = {tuple(f"{x:.2f}" for x in row) for each in data for row in each[["mean", "low", "high"]].to_numpy()}
+        triples = [each.reindex(columns=[f"{of}{name}" for name in ("mean", "low", "high")]).dropna()
+                   for each in data for of in ("", "cost_")]  # fmt: skip
+        known = {tuple(f"{x:.2f}" for x in row) for each in triples for row in each.to_numpy()}
         said = re.findall(r"(\d\.\d\d)\s\[(\d\.\d\d), (\d\.\d\d)\]", line)
         costs = {f"{cost:,.0f}" for each in data if "cost_mean" in each for cost in each["cost_mean"].dropna()}
         counted = re.findall(r"\b\d{1,3}(?:,\d{3})+\b", line)
