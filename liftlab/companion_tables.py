@@ -6,18 +6,18 @@ import pandas as pd
 
 from liftlab.companion_points import CANNOT, KINDS, LABELS
 from liftlab.context_plots import length_label
-from liftlab.probe_tables import interval
+from liftlab.probe_tables import digits, interval
 
-COSTS = {  # column of the table: the cost or measure, and its form
-    "training tokens": ("training_tokens", "{mean:,.0f}"),
-    "prompt tokens": ("prompt_tokens", "{mean:,.0f}"),
-    "tokens in all": ("total_tokens", "{mean:,.0f}"),
-    "bytes kept": ("stored_bytes", "{mean:,.0f}"),
-    "preparing (s)": ("prepare_seconds", "{mean:.2f}"),
-    "a question (s)": ("question_seconds", "{mean:.4f}"),
-    "seconds in all": ("total_seconds", "{mean:#.3g} [{low:#.3g}, {high:#.3g}]"),
-    "perplexity": ("perplexity", "{mean:.3g}"),
-    "LongPPL": ("long_perplexity", "{mean:.3g}"),
+COSTS = {  # column of the table: the cost or measure, and its form; None: three digits, with the interval
+    "training tokens": ("training_tokens", "{:,.0f}"),
+    "prompt tokens": ("prompt_tokens", "{:,.0f}"),
+    "tokens in all": ("total_tokens", "{:,.0f}"),
+    "bytes kept": ("stored_bytes", "{:,.0f}"),
+    "preparing (s)": ("prepare_seconds", "{:.2f}"),
+    "a question (s)": ("question_seconds", "{:.4f}"),
+    "seconds in all": ("total_seconds", None),
+    "perplexity": ("perplexity", "{:.3g}"),
+    "LongPPL": ("long_perplexity", "{:.3g}"),
 }
 NOTHING = "-"
 
@@ -55,8 +55,9 @@ def _share(row: dict) -> str:
     return "" if row["documents"] == row["of_documents"] else f" ({row['documents']} of {row['of_documents']})"
 
 
-def _cost(row: dict, form: str) -> str:
+def _cost(row: dict, form: str | None) -> str:
     """A star where the method is on the front of this cost."""
     drawn = row["panel"] == "cost"
     spent = {name: row[f"cost_{name}" if drawn else name] for name in ("mean", "low", "high")}
-    return form.format(**spent) + (" *" if drawn and row["front"] else "")
+    said = interval(spent, digits) if form is None else form.format(spent["mean"])
+    return said + (" *" if drawn and row["front"] else "")

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from liftlab.efficiency_points import CONDITIONS, CURVES, MEASURED, PARTS, TERMS, WHOLE
+from liftlab.probe_tables import digits, interval
 
 NAMES = {
     "first_token": "time to the first token",
@@ -112,15 +113,7 @@ def _failures(part: str, data: pd.DataFrame) -> list[dict]:
 
 def number(row: pd.Series) -> str:
     """ "0.91 [0.88, 0.94]", in three digits; the median alone where there is no interval."""
-    interval = "" if np.isnan(row["low"]) else f" [{digits(row['low'])}, {digits(row['high'])}]"
-    return f"{digits(row['value'])}{interval}"
-
-
-def digits(value: float) -> str:
-    """Three digits: 0.0123, 12.3, 12,300, 5.25e+10."""
-    if value and not 1e-4 <= abs(value) < 1e6:
-        return f"{value:.3g}"
-    return f"{float(f'{value:.3g}'):,.10g}"
+    return interval(row.rename({"value": "mean"}), digits)
 
 
 def _at(part: str, row: pd.Series) -> str:

@@ -116,6 +116,13 @@ def _shown(row: pd.Series) -> str:
     return f"{row['mean']:,.0f}" if row["panel"] == "trained_tokens" else interval(row)
 
 
-def interval(row: pd.Series | dict) -> str:
-    """ "0.91 [0.88, 0.94]"; the mean alone where there is no interval."""
-    return f"{row['mean']:.2f}" + ("" if np.isnan(row["low"]) else f" [{row['low']:.2f}, {row['high']:.2f}]")
+def interval(row: pd.Series | dict, of: Callable[[float], str] = "{:.2f}".format) -> str:
+    """ "0.91 [0.88, 0.94]", each number as `of` says it; the mean alone where there is no interval."""
+    return of(row["mean"]) + ("" if np.isnan(row["low"]) else f" [{of(row['low'])}, {of(row['high'])}]")
+
+
+def digits(value: float) -> str:
+    """Three digits: 0.0123, 12.3, 12,300, 5.25e+10."""
+    if value and not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.3g}"
+    return f"{float(f'{value:.3g}'):,.10g}"

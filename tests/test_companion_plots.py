@@ -158,6 +158,15 @@ def test_the_table_of_a_timed_run_says_the_seconds_of_preparing_and_all_question
     assert table.loc[("2 windows", "base, closed book"), "seconds in all"].endswith("] *")
 
 
+def test_many_seconds_have_three_digits_and_those_of_one_document_no_interval(tmp_path):
+    frame = records(1, timed=True)
+    frame.loc[frame["unit"] == "s", "value"] *= 20  # lift at 2 windows: 20 * (5.02 + 50 * 0.001)
+    plots.save("companions", frame, tmp_path)
+    table = tables.save("companions", tmp_path).set_index(["document", "method"])
+    assert table.loc[("2 windows", "LIFT, closed book"), "seconds in all"].removesuffix(" *") == "101"
+    assert all(re.fullmatch(r"[\d,]+(\.\d+)?( \*)?|-", said) for said in table["seconds in all"])
+
+
 def test_findings_compare_lift_with_every_other_method_at_each_length():
     frame = records()
     said = findings.of("companions", frame)

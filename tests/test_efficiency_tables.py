@@ -6,6 +6,7 @@ from test_efficiency_plots import efficiency_records, usual
 
 from liftlab import efficiency_tables
 from liftlab.efficiency_points import points
+from liftlab.probe_tables import digits
 
 
 def test_the_table_gives_laws_crossings_failures_and_single_numbers():
@@ -32,7 +33,7 @@ def test_the_table_gives_laws_crossings_failures_and_single_numbers():
      (1.2e-9, "1.2e-09")],
 )  # fmt: skip
 def test_numbers_have_three_digits(value, said):
-    assert efficiency_tables.digits(value) == said
+    assert digits(value) == said
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -80,6 +81,12 @@ def test_a_finding_s_difference_is_that_of_the_means_drawn(path):
     assert checked >= 2
 
 
+def intervals(data):
+    """Mean, low and high of each row of a figure's numbers, and those of its costs, where it has them."""
+    parts = [data.reindex(columns=[f"{of}{name}" for name in ("mean", "low", "high")]) for of in ("", "cost_")]
+    return np.concatenate([part.dropna().to_numpy(float) for part in parts])
+
+
 def test_each_line_on_when_to_use_lift_says_what_its_figure_s_data_say():
     """Each mean with its interval, and each number of tokens or bytes, stands in the data that the line links."""
     advice = README.partition("## When to use LIFT")[2].partition("\n## ")[0]
@@ -87,9 +94,7 @@ def test_each_line_on_when_to_use_lift_says_what_its_figure_s_data_say():
     assert len(lines) == 10
     for line in lines:
         data = [pd.read_csv(ROOT / name) for name in re.findall(r"\]\((figures/[^)]+\.csv)\)", line)]
-        triples = [each.reindex(columns=[f"{of}{name}" for name in ("mean", "low", "high")]).dropna()
-                   for each in data for of in ("", "cost_")]  # fmt: skip
-        known = {tuple(f"{x:.2f}" for x in row) for each in triples for row in each.to_numpy()}
+        known = {tuple(f"{x:.2f}" for x in row) for each in data for row in intervals(each)}
         said = re.findall(r"(\d\.\d\d)\s\[(\d\.\d\d), (\d\.\d\d)\]", line)
         costs = {f"{cost:,.0f}" for each in data if "cost_mean" in each for cost in each["cost_mean"].dropna()}
         counted = re.findall(r"\b\d{1,3}(?:,\d{3})+\b", line)
@@ -108,8 +113,8 @@ def stated(section):
     said = {number for path in files for text in path.parent.glob(f"{path.stem}*.md")
             for number in MEASURED.findall(text.read_text("utf-8"))}  # fmt: skip
     for path in files:
-        rows = pd.read_csv(path).reindex(columns=["mean", "low", "high"]).dropna()
-        said |= {f"{mean:.{n}f} [{low:.{n}f}, {high:.{n}f}]" for mean, low, high in rows.to_numpy() for n in (2, 3)}
+        rows = intervals(pd.read_csv(path))
+        said |= {f"{mean:.{n}f} [{low:.{n}f}, {high:.{n}f}]" for mean, low, high in rows for n in (2, 3)}
     return {number.replace("+", "") for number in said}
 
 
